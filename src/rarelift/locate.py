@@ -1,0 +1,118 @@
+"""From what a user has in hand, a pipeline or a transformer, to the blocks that do joint attention.
+
+Everything that can be wrong with the target is found here, before anything is attached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .streams import CROSS_ATTENTION, FAMILIES, Family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class UnsupportedModelError(TypeError):
+    """The target has no joint-attention blocks that rarelift knows."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One joint block: `name` such as "transformer_blocks.3", `index` among the sites of its transformer."""
+
+    name: str
+    index: int
+    module: nn.Module
+    root: nn.Module
+    family: Family
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`'s and data-parallel wrappers."""
+    for attribute in ("_orig_mod", "module"):
+        inner = getattr(module, attribute, None)
+        if isinstance(inner, nn.Module) and type(module).__name__ in _WRAPPERS:
+            return unwrap(inner)
+    return module
+
+
+_WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile(module)` or `module.compile()` was called on this very module."""
+    wrapped = type(module).__name__ == "OptimizedModule"
+    return wrapped or getattr(unwrap(module), "_compiled_call_impl", None) is not None
+
+
+def transformers_of(target: object) -> dict[str, nn.Module]:
+    """The transformers of a pipeline by attribute name, or the transformer itself under the name "", unwrapped.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    if isinstance(target, nn.Module):
+        return {"": unwrap(target)}
+    held = {name: getattr(target, name, None) for name in ("transformer", "transformer_2")}
+    found = {name: unwrap(module) for name, module in held.items() if isinstance(module, nn.Module)}
+    if found:
+        return found
+    unet = getattr(target, "unet", None)
+    reason = f"its denoiser is {_refusal(unet)}" if isinstance(unet, nn.Module) else "it has no `transformer`"
+    raise UnsupportedModelError(f"{type(target).__name__}: {reason}. {_supported()}")
+
+
+def locate(target: object) -> tuple[Site, ...]:
+    """Every joint block of a pipeline or transformer, in the order in which it runs.
+
+    Raises:
+        UnsupportedModelError: no transformer, one that is not known, one without joint attention, or one whose
+            blocks are not of the known class.
+    """
+    found = transformers_of(target)
+    sites = [site for name, root in found.items() if _families(root) for site in _sites(root, name)]
+    if sites:
+        return tuple(sites)
+    raise UnsupportedModelError(f"{'; '.join(_refusal(root) for root in found.values())}. {_supported()}")
+
+
+def _sites(root: nn.Module, name: str) -> Iterator[Site]:
+    prefix = "" if name in ("", "transformer") else f"{name}."
+    index = 0
+    for family in _families(root):
+        blocks = getattr(root, family.blocks, None)
+        if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+            raise UnsupportedModelError(f"{type(root).__name__} should hold joint blocks in `{family.blocks}`: empty")
+        for i, block in enumerate(blocks):
+            inner = unwrap(block)
+            if family.block not in _names(inner):
+                raise UnsupportedModelError(
+                    f"{type(root).__name__}.{family.blocks}[{i}] is a {type(inner).__name__}; the joint block known "
+                    f"there is {family.block}. Describe your block with rarelift.streams.register"
+                )
+            yield Site(f"{prefix}{family.blocks}.{i}", index, inner, root, family)
+            index += 1
+
+
+def _names(module: nn.Module) -> list[str]:
+    return [c.__name__ for c in type(module).__mro__]
+
+
+def _families(root: nn.Module) -> tuple[Family, ...]:
+    return next((FAMILIES[name] for name in _names(root) if name in FAMILIES), ())
+
+
+def _refusal(root: nn.Module) -> str:
+    name = type(root).__name__
+    reason = next((CROSS_ATTENTION[n] for n in _names(root) if n in CROSS_ATTENTION), None)
+    if reason:
+        return f"{name}, which has no joint attention ({reason}), so there is nothing for rarelift to lift"
+    return f"{name}, which is not a model that rarelift knows"
+
+
+def _supported() -> str:
+    return f"Supported: {', '.join(sorted(FAMILIES))}; rarelift.streams.register describes a model of your own"

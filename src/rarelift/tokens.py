@@ -1,0 +1,200 @@
+"""From the words of a prompt to the positions of the text stream that take part.
+
+The transformer never sees words, and models such as SD3 have no mask either, so this reads what one `encode_prompt`
+call was given and lays the pipeline's own tokenizers beside the segments of the text stream (`streams.Segment`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .streams import Family, Segment
+
+_FUNCTION_WORDS = """
+a an the this that these those and or but nor of in on at by to from for with without as is are was were be been being
+has have had it its his her their there into onto over under up down out off than then
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""Words left out by tokens="content": articles, conjunctions, common prepositions, auxiliaries, pronouns."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one `encode_prompt` call said.
+
+    `cond` and `uncond` map prompt arguments ("prompt", "prompt_2", ...) to one text per prompt, None where the call
+    brought embeddings without text. `rows` is the batch of one branch, prompts times images; `length` the tokens.
+    """
+
+    cond: Mapping[str, tuple[str, ...]] | None
+    uncond: Mapping[str, tuple[str, ...]] | None
+    guided: bool
+    rows: int
+    length: int
+    segments: tuple[int, ...]
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts, where known; else the rows."""
+        return len(next(iter(self.cond.values()))) if self.cond else self.rows
+
+
+def read(pipe: object, family: Family, arguments: Mapping[str, Any], embeds: Tensor) -> Reading:
+    """Read a finished `encode_prompt` call: its arguments by name, and the prompt embeddings `[rows, L, D]`."""
+    names = [prompt for segment in family.segments for _, prompt in segment.tokenizers]
+    rows, length = embeds.shape[:2]
+    given = arguments.get("prompt_embeds") is None
+    cond = _texts(arguments, names, "", 1) if given else None
+    n = len(next(iter(cond.values()))) if cond else rows
+    guided = bool(arguments.get("do_classifier_free_guidance"))
+    uncond = _texts(arguments, names, "negative_", n) if arguments.get("negative_prompt_embeds") is None else None
+    sizes = tuple(_length(pipe, segment, arguments) for segment in family.segments)
+    return Reading(cond, uncond if guided else None, guided, rows, length, sizes)
+
+
+def with_prompt(reading: Reading, prompt: str | tuple[str, ...], family: Family) -> Reading:
+    """The reading of a call that brought embeddings, with the text that they were made of.
+
+    Raises:
+        ValueError: the rows are not a multiple of the prompts.
+    """
+    texts = (prompt,) if isinstance(prompt, str) else prompt
+    if reading.rows % len(texts):
+        raise ValueError(f"prompt holds {len(texts)} texts, but the call has {reading.rows} rows of prompt_embeds")
+    names = [name for segment in family.segments for _, name in segment.tokenizers]
+    cond = dict.fromkeys(names, texts)
+    return Reading(cond, reading.uncond, reading.guided, reading.rows, reading.length, reading.segments)
+
+
+def token_weights(
+    pipe: object,
+    family: Family,
+    texts: Mapping[str, tuple[str, ...]],
+    tokens: str | tuple[str, ...],
+    segments: tuple[int, ...],
+    *,
+    must_hold: bool = True,
+) -> Tensor:
+    """Which positions take part, one row per prompt: `[prompts, sum(segments)]`, float32, 0 or 1.
+
+    Args:
+        pipe: holds the tokenizers and text encoders that `family.segments` names.
+        family: how the text stream is laid out.
+        texts: prompt argument to one text per prompt, as in `Reading`.
+        tokens: "all", "valid", "content" or phrases, as in `Spread.tokens`.
+        segments: the number of positions of each segment.
+        must_hold: raise when a phrase is in no text of a prompt; False for negative prompts.
+
+    Raises:
+        ValueError: a phrase is not in its prompt, or lies past the tokens that the text encoders see; a tokenizer
+            gives no offsets.
+    """
+    number = len(next(iter(texts.values())))
+    if tokens == "all":
+        return torch.ones(number, sum(segments))
+    if must_hold and not isinstance(tokens, str):
+        for i in range(number):
+            _check_phrases([t[i] for t in texts.values()], tokens)
+    parts = [
+        _segment_weights(pipe, segment, size, texts, tokens)
+        for segment, size in zip(family.segments, segments, strict=True)
+    ]
+    weights = torch.cat(parts, dim=1)
+    if must_hold and not isinstance(tokens, str):
+        _check_seen(pipe, family, texts, tokens, segments)
+    return weights
+
+
+def _texts(arguments: Mapping[str, Any], names: list[str], prefix: str, n: int) -> dict[str, tuple[str, ...]]:
+    """Texts by prompt argument; an argument not given takes the one before the underscore, as the pipelines do."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        value = arguments.get(prefix + name) or found.get("prompt") or ""
+        found[name] = (value,) * n if isinstance(value, str) else tuple(value)
+    return found
+
+
+def _length(pipe: object, segment: Segment, arguments: Mapping[str, Any]) -> int:
+    value = arguments.get(segment.length, getattr(pipe, segment.length, None))
+    if not isinstance(value, int):
+        raise TypeError(f"{type(pipe).__name__} says nothing about {segment.length}; use tokens='all'")
+    return value
+
+
+def _segment_weights(
+    pipe: object, segment: Segment, size: int, texts: Mapping[str, tuple[str, ...]], tokens: str | tuple[str, ...]
+) -> Tensor:
+    number = len(next(iter(texts.values())))
+    weights = torch.zeros(number, size)
+    if getattr(pipe, segment.encoder, None) is None:  # the pipeline fills this segment with zeros
+        return weights
+    for attribute, prompt in segment.tokenizers:
+        tokenizer = getattr(pipe, attribute)
+        for row, text in enumerate(texts[prompt]):
+            marks = _marks(tokenizer, attribute, text, size, tokens)
+            weights[row] = torch.maximum(weights[row], torch.tensor(marks, dtype=torch.float32))
+    return weights
+
+
+def _marks(tokenizer: Any, name: str, text: str, size: int, tokens: str | tuple[str, ...]) -> list[bool]:
+    """Which of the `size` positions take part for one text and one tokenizer."""
+    by_words = tokens != "valid"
+    if by_words and not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{name} ({type(tokenizer).__name__}) gives no character offsets; use tokens='valid' or 'all'")
+    coded = tokenizer(text, padding="max_length", max_length=size, truncation=True, return_offsets_mapping=by_words)
+    valid = [bool(m) for m in coded["attention_mask"]]
+    if not by_words:
+        return valid
+    spans = list(_content_spans(text)) if tokens == "content" else list(_phrase_spans(text, tokens))
+    return [v and _overlaps(offset, spans) for v, offset in zip(valid, coded["offset_mapping"], strict=True)]
+
+
+def _overlaps(offset: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
+    return any(max(offset[0], a) < min(offset[1], b) for a, b in spans)
+
+
+def _content_spans(text: str) -> Iterator[tuple[int, int]]:
+    return (m.span() for m in re.finditer(r"\w+", text) if m[0].lower() not in FUNCTION_WORDS)
+
+
+def _phrase_spans(text: str, phrases: str | tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Every occurrence of every phrase, whole words, any case, any white space between words."""
+    for phrase in phrases:
+        pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, phrase.split())) + r"(?!\w)"
+        yield from (m.span() for m in re.finditer(pattern, text, re.IGNORECASE))
+
+
+def _check_phrases(texts: list[str], phrases: tuple[str, ...]) -> None:
+    for phrase in phrases:
+        if not any(True for text in texts for _ in _phrase_spans(text, (phrase,))):
+            shown = " / ".join(repr(t) for t in dict.fromkeys(texts))
+            raise ValueError(f"tokens names the phrase {phrase!r}, which is not in the prompt {shown}")
+
+
+def _check_seen(
+    pipe: object,
+    family: Family,
+    texts: Mapping[str, tuple[str, ...]],
+    phrases: tuple[str, ...],
+    segments: tuple[int, ...],
+) -> None:
+    """Raise for a phrase that was cut off with the end of a long prompt."""
+    for phrase in phrases:
+        parts = [
+            _segment_weights(pipe, segment, size, texts, (phrase,))
+            for segment, size in zip(family.segments, segments, strict=True)
+        ]
+        for row in torch.cat(parts, dim=1).sum(1).eq(0).nonzero().flatten().tolist():
+            prompt = next(iter(texts.values()))[row]
+            raise ValueError(
+                f"the phrase {phrase!r} lies past the {max(segments)} tokens that the text encoders see of the prompt "
+                f"{prompt!r}; shorten the prompt or name an earlier phrase"
+            )
