@@ -1,0 +1,188 @@
+"""The Menagerie models: what they are, at three sizes. How they are trained is in `train.py`.
+
+Every model is a stock class of diffusers or transformers, built from its config, so that what is measured on
+Menagerie runs through the same code as a released SD3 checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import string
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .world import ATTRIBUTES, MAX_WORDS, SIZE, VALUES, lexicon
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, ResNetForImageClassification
+
+TEXT_LENGTH = MAX_WORDS + 2  # tokens of each text segment: the words, begin and end
+JOINT_WIDTH = 256  # the width of the text stream, wide enough for the two encoders side by side
+LABELS = tuple(f"{attribute}: {value}" for attribute in ATTRIBUTES for value in VALUES[attribute])
+
+KNOWN_FAULTS = """Known faults: none written down yet."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes and lengths of one training run. Steps are optimiser steps, batches are pictures."""
+
+    text_widths: tuple[int, int]
+    text_steps: int
+    vae_channels: tuple[int, ...]
+    vae_steps: int
+    vae_batch: int
+    width: int
+    heads: int
+    blocks: int
+    steps: int
+    batch: int
+    learning_rate: float
+    judge_steps: int
+    clip_steps: int
+
+
+PRESETS = {
+    # two CPU cores, about two hours and a half
+    "cpu": Preset((96, 128), 800, (16, 32, 64), 5000, 16, 192, 3, 8, 3800, 64, 1e-3, 1600, 1600),
+    # one data-centre GPU, under an hour; the same recipe, wider and longer
+    "gpu": Preset((96, 128), 2000, (32, 64, 96), 20000, 64, 256, 4, 10, 40000, 256, 7e-4, 4000, 6000),
+    # a few seconds; for the tests
+    "tiny": Preset((16, 16), 2, (8, 8), 2, 4, 32, 2, 2, 3, 4, 1e-3, 2, 2),
+}
+
+
+@functools.cache
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte-pair vocabulary and merges in which every word of the lexicon is one token."""
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        show_progress=False,
+        end_of_word_suffix="</w>",
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=list(string.ascii_lowercase + string.digits + string.punctuation),
+    )
+    letters = list(string.ascii_lowercase + string.digits + string.punctuation)
+    tokenizer.train_from_iterator([" ".join(sorted(lexicon())), " ".join(letters)], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A `CLIPTokenizer` with one token per word of the world and letters for the rest; pads to `TEXT_LENGTH`."""
+    from transformers import CLIPTokenizer
+
+    vocabulary, merges = _vocabulary()
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=TEXT_LENGTH)
+
+
+def _text_config(width: int, layers: int) -> dict[str, object]:
+    tokenizer = build_tokenizer()
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // 32),
+        "max_position_embeddings": TEXT_LENGTH,
+        "projection_dim": width,
+        "hidden_act": "gelu",
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def build_text_encoder(width: int) -> CLIPTextModelWithProjection:
+    """A CLIP text encoder of three layers; its penultimate states are the text stream, as in SD3."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(CLIPTextConfig(**_text_config(width, 3)))
+
+
+def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
+    """An autoencoder with 8 latent channels, reducing each side by 2 per channel step after the first."""
+    from diffusers import AutoencoderKL
+
+    levels = len(channels)
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=8,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=SIZE,
+    )
+
+
+def build_transformer(preset: Preset) -> SD3Transformer2DModel:
+    """The MM-DiT of SD3 at the preset's size, patches of 2 x 2 latents."""
+    from diffusers import SD3Transformer2DModel
+
+    latent_side = SIZE // 2 ** (len(preset.vae_channels) - 1)
+    return SD3Transformer2DModel(
+        sample_size=latent_side,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=preset.blocks,
+        attention_head_dim=preset.width // preset.heads,
+        num_attention_heads=preset.heads,
+        joint_attention_dim=JOINT_WIDTH,
+        caption_projection_dim=preset.width,
+        pooled_projection_dim=sum(preset.text_widths),
+        pos_embed_max_size=latent_side // 2,
+        qk_norm="rms_norm",
+    )
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Rectified flow, Euler steps, unshifted: pictures this small need no shift towards noise."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)
+
+
+def build_judge() -> ResNetForImageClassification:
+    """A ResNet whose logits are the values of all five attributes, side by side in the order of `LABELS`."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(
+        embedding_size=32,
+        hidden_sizes=[32, 64, 96, 128],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        num_labels=len(LABELS),
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: i for i, label in enumerate(LABELS)},
+    )
+    return ResNetForImageClassification(config)
+
+
+def build_clip() -> CLIPModel:
+    """A small CLIP for CLIP-T: text as in the pipeline, a ViT of 4 layers over patches of 8."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": SIZE,
+        "patch_size": 8,
+        "projection_dim": 128,
+        "hidden_act": "gelu",
+    }
+    return CLIPModel(CLIPConfig(text_config=_text_config(128, 3), vision_config=vision, projection_dim=128))
