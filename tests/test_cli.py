@@ -1,0 +1,147 @@
+"""The command line as a user meets it: real processes, real files, one clear line per error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rarelift import pictures
+from rarelift.menagerie import PIPELINE
+from rarelift.menagerie.world import SIZE
+
+PROMPT = "a purple striped lion wearing a crown at night"
+
+
+def rarelift(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rarelift.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def refused(*arguments: object, says: str) -> None:
+    done = rarelift(*arguments)
+    assert done.returncode != 0
+    assert says in done.stderr.replace("\n", " "), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_generate_writes_a_picture_with_its_settings(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = rarelift("generate", PROMPT, "--seed", 3, "--alpha", 1.2, "--out", tmp_path / "lion.png")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 30
+    assert done.stdout.split() == [str(tmp_path / "lion.png")]
+    assert Image.open(tmp_path / "lion.png").size == (SIZE, SIZE)
+    record = pictures.read_metadata(tmp_path / "lion.png")
+    assert (record["prompt"], record["seed"], record["settings"]["alpha"]) == (PROMPT, 3, 1.2)
+    assert set(record["versions"]) == {"rarelift", "torch", "diffusers", "transformers"}
+
+
+def test_compare_makes_one_grid(tmp_path: Path) -> None:
+    done = rarelift("generate", PROMPT, "--compare", "--seeds", 3, "--steps", 4, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    [path] = tmp_path.iterdir()
+    assert pictures.read_metadata(path)["seeds"] == [0, 1, 2]
+    assert Image.open(path).width > 3 * 160
+
+
+def test_inspect_names_blocks_and_stream() -> None:
+    done = rarelift("inspect")
+    assert done.returncode == 0, done.stderr
+    assert "SD3Transformer2DModel: 8 joint blocks" in done.stdout
+    assert "transformer_blocks.7" in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"]])
+def test_help_has_an_example(command: list[str]) -> None:
+    done = rarelift(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    if command:
+        assert f"rarelift {command[0]}" in done.stdout.split("Usage")[1][20:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "   "], "the prompt is empty"),
+        (["generate", "a purple zebra"], "no word 'zebra'"),
+        (["generate", "a purpel lion"], "did you mean purple"),
+        (["generate", PROMPT, "--alpha", "nan"], "alpha must be finite"),
+        (["generate", PROMPT, "--alpha", "-1"], "alpha must be >= 0"),
+        (["generate", PROMPT, "--alpha", "much"], "not a valid float"),
+        (["generate", PROMPT, "--blocks", "0-99"], "blocks holds"),
+        (["generate", PROMPT, "--blocks", "x"], "cannot read blocks"),
+        (["generate", PROMPT, "--start", "0.9", "--stop", "0.1"], "start < stop"),
+        (["generate", PROMPT, "--branch", "left"], "left"),
+        (["generate", PROMPT, "--tokens", "frog"], "'frog'"),
+        (["generate", PROMPT, "--model", "./nowhere"], "no model folder './nowhere'"),
+        (["generate", PROMPT, "--seeds", "2", "--out", "two.png"], "2 pictures do not fit"),
+        (["inspect", "/nowhere/model"], "no model folder"),
+        (["train", "--preset", "huge"], "unknown preset 'huge'"),
+        (["train", "--device", "abacus"], "abacus"),
+        (["demo", "--prompts", "999999"], "prompts"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(*arguments, says=says)
+    assert list(tmp_path.rglob("*.png")) == []
+
+
+def test_an_unwritable_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused("generate", PROMPT, "--out", tmp_path / "file" / "lion.png", says="cannot write")
+
+
+def test_a_damaged_model_is_named(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(PIPELINE, tmp_path / "model")
+    weights = next((tmp_path / "model" / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused("generate", PROMPT, "--model", tmp_path / "model", says="cannot load")
+    weights.unlink()
+    refused("generate", PROMPT, "--model", tmp_path / "model", says="cannot load")
+
+
+@pytest.mark.parametrize("command", ["generate", "train"])
+def test_ctrl_c_leaves_nothing_half_written(command: str, tmp_path: Path) -> None:
+    work = {
+        "generate": ["generate", PROMPT, "--seeds", "500", "--out", str(tmp_path / "pictures")],
+        "train": ["train", "--run", str(tmp_path / "run"), "--no-compile"],
+    }[command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rarelift.cli", *work], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(14)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.png"))
+    kept = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    assert kept == (["run/text.pt"] if command == "train" else [])
+    if command == "train":
+        assert "the same command goes on" in errors
+
+
+def test_the_allocator_is_set_before_torch_starts() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rarelift.cli", "--version"],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")},
+    )
+    assert done.returncode == 0
+    assert done.stdout.strip().count(".") == 2
