@@ -1,0 +1,152 @@
+"""Draw and judge cells of an experiment: what every benchmark script here shares.
+
+A cell is one setting at one guidance on one suite. Its result is one line of a JSONL file with every picture's
+verdict, so a run that was stopped goes on where it was, and tables are made from the file without drawing again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import rarelift
+from rarelift import pipelines
+from rarelift.menagerie.judge import Judge
+from rarelift.menagerie.suite import MenageriePrompt, Split, Suite, prompts
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting at one guidance on one suite. `lift` holds the keywords of `rarelift.apply`, None is untouched."""
+
+    suite: Suite
+    split: Split
+    n: int
+    seeds: int
+    guidance: float
+    steps: int
+    lift: tuple[tuple[str, Any], ...] | None = None
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def lift_keywords(self) -> dict[str, Any]:
+        return dict(self.lift or ())
+
+    def untouched(self) -> Cell:
+        return replace(self, lift=None)
+
+
+def lift(**keywords: Any) -> tuple[tuple[str, Any], ...]:
+    """The keywords of `rarelift.apply`, hashable and in a fixed order."""
+    return tuple(sorted(keywords.items()))
+
+
+class Bench:
+    """Draws and judges cells on the bundled model, and keeps what came out in `file`."""
+
+    def __init__(self, file: Path, *, batch_size: int = 64, model: str = pipelines.BUNDLED) -> None:
+        self.file = file
+        self.batch_size = batch_size
+        self.model_name = model
+        self.done: dict[str, np.ndarray] = {}
+        if file.is_file():
+            for line in file.read_text().splitlines():
+                record = json.loads(line)
+                self.done[record["key"]] = unpack(record["right"])
+
+    @cached_property
+    def model(self) -> pipelines.Model:
+        fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return pipelines.load(self.model_name, dtype=torch.bfloat16 if fast else torch.float32)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge.load()
+
+    def run(self, cells: Iterable[Cell]) -> None:
+        """Draw every cell that the file does not hold yet, one line per cell as it is done."""
+        todo = [cell for cell in dict.fromkeys(cells) if cell.key not in self.done]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        # a second pass doubles the work of a picture
+        work = [cell.n * cell.seeds * (2 if cell.guidance > 1 else 1) for cell in todo]
+        with tqdm(total=sum(work), unit="pass", desc=self.file.stem, smoothing=0.05) as bar:
+            for cell, cost in zip(todo, work, strict=True):
+                started = time.monotonic()
+                right = self._draw(cell)
+                record = {"key": cell.key, "right": pack(right), "seconds": round(time.monotonic() - started, 2)}
+                with self.file.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                self.done[cell.key] = right
+                bar.update(cost)
+
+    def _draw(self, cell: Cell) -> np.ndarray:
+        chosen, seeds = pictures_of(cell)
+        around = rarelift.apply(self.model.pipe, **cell.lift_keywords) if cell.lift is not None else nullcontext()
+        with around:
+            images = pipelines.text_to_image(
+                self.model,
+                [p.text for p in chosen],
+                seeds,
+                batch_size=self.batch_size,
+                guidance_scale=cell.guidance,
+                num_inference_steps=cell.steps,
+            )
+        return self.judge.right(images, [p.thing for p in chosen])
+
+    def right(self, cell: Cell) -> np.ndarray:
+        """[n * seeds, 5] verdicts of a cell that was drawn, prompt by prompt, seeds within."""
+        if cell.key not in self.done:
+            raise KeyError(f"{self.file} does not hold {cell.key}; run the benchmark without --table first")
+        return self.done[cell.key]
+
+
+def pictures_of(cell: Cell) -> tuple[list[MenageriePrompt], list[int]]:
+    """The (prompt, seed) pairs of a cell; a pair's seed depends on nothing else, so noise is shared by all settings."""
+    chosen = [p for p in prompts(cell.suite, cell.n, split=cell.split) for _ in range(cell.seeds)]
+    return chosen, [1000 * (i // cell.seeds) + i % cell.seeds for i in range(len(chosen))]
+
+
+def clusters(cell: Cell) -> list[str]:
+    """What the pictures of a cell are resampled by: the thing asked for, so phrasings of one thing stay together."""
+    return [repr(p.thing) for p in pictures_of(cell)[0]]
+
+
+def pack(right: np.ndarray) -> str:
+    """[N, 5] booleans as N letters: each letter holds the five attributes' verdicts as bits."""
+    return "".join(chr(ord("@") + int(v)) for v in right @ (1 << np.arange(right.shape[1])))
+
+
+def unpack(text: str) -> np.ndarray:
+    values = np.array([ord(c) - ord("@") for c in text])
+    return np.asarray((values[:, None] >> np.arange(5)) & 1 == 1)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def write_section(path: Path, name: str, body: str) -> None:
+    """Put `body` between the markers `<!-- name -->` and `<!-- /name -->` of a page."""
+    text = path.read_text()
+    before, found, rest = text.partition(f"<!-- {name} -->\n")
+    _, closed, after = rest.partition(f"<!-- /{name} -->")
+    if not found or not closed:
+        raise ValueError(f"{path} has no section {name!r}")
+    path.write_text(f"{before}{found}{body.strip()}\n{closed}{after}")

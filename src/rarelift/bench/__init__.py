@@ -1,0 +1,1 @@
+"""Measuring a method: statistics today; runs, reports and scale as they come."""

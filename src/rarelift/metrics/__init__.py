@@ -1,0 +1,1 @@
+"""Scores: images and texts in, numbers out. Nothing here knows about pipelines."""
