@@ -24,7 +24,7 @@ from diffusers.hooks import (
 from torch import Tensor
 
 import rarelift
-from rarelift import attach
+from rarelift import attach, hooks
 from rarelift.attach import RareliftWarning
 from rarelift.variance import spread
 
@@ -174,14 +174,14 @@ def test_applying_again_replaces(pipe: Any) -> None:
 
 
 def test_all_or_nothing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    names, tap = attributes(pipe), attach._tap
+    names, tap = attributes(pipe), hooks.tap_method
 
     def breaks(target: object, name: str, lift: Any) -> None:
         if name == "maybe_free_model_hooks":
             raise OSError("late")
         tap(target, name, lift)
 
-    monkeypatch.setattr(attach, "_tap", breaks)
+    monkeypatch.setattr(attach, "tap_method", breaks)
     with pytest.raises(OSError, match="late"):
         rarelift.apply(pipe)
     assert attributes(pipe) == names
@@ -267,7 +267,7 @@ def test_any_order_with_other_hooks(transformer: Any, other: str) -> None:
     assert torch.equal(run(transformer), hooked)
     undo()
     assert torch.equal(run(transformer), plain)
-    assert not any(attach._links(m) for m in transformer.modules())
+    assert not any(hooks.links_of(m) for m in transformer.modules())
 
 
 def test_removal_leaves_no_memory_in_a_hook_above(transformer: Any) -> None:
@@ -275,7 +275,7 @@ def test_removal_leaves_no_memory_in_a_hook_above(transformer: Any) -> None:
     handle = rarelift.apply(transformer)
     _double(transformer)
     handle.remove()
-    assert block.forward.__wrapped__ == attach._bare_forward(block)
+    assert block.forward.__wrapped__ == hooks.bare_forward(block)
 
 
 def test_removal_from_under_two_hooks_keeps_them(transformer: Any) -> None:
@@ -516,7 +516,7 @@ def test_skip_layer_guidance_calls_are_conditional(pipe: Any) -> None:
 def test_what_a_bare_transformer_cannot_honour(transformer: Any, setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"{message}.*give the pipeline"):
         rarelift.apply(transformer, **setting)
-    assert not any(attach._links(m) for m in transformer.modules())
+    assert not any(hooks.links_of(m) for m in transformer.modules())
 
 
 # ---------------------------------------------------------------- sharing, copying, saving

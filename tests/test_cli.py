@@ -115,25 +115,40 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     refused("generate", PROMPT, "--model", tmp_path / "model", says="cannot load")
 
 
-@pytest.mark.parametrize("command", ["generate", "train"])
-def test_ctrl_c_leaves_nothing_half_written(command: str, tmp_path: Path) -> None:
-    work = {
-        "generate": ["generate", PROMPT, "--seeds", "500", "--out", str(tmp_path / "pictures")],
-        "train": ["train", "--run", str(tmp_path / "run"), "--no-compile"],
-    }[command]
+def interrupted(*arguments: object, after: str) -> subprocess.CompletedProcess[str]:
+    """Start, press Ctrl-C two seconds after `after` has appeared on stderr, and wait."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rarelift.cli", *work], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-m", "rarelift.cli", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )
-    time.sleep(14)
+    assert process.stderr is not None
+    seen = b""
+    while after.encode() not in seen:
+        read = process.stderr.read1()  # type: ignore[attr-defined]
+        assert read, seen
+        seen += read
+    time.sleep(2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert not list(tmp_path.rglob("*.png"))
-    kept = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
-    assert kept == (["run/text.pt"] if command == "train" else [])
-    if command == "train":
-        assert "the same command goes on" in errors
+    out, rest = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), (seen + rest).decode())
+
+
+def test_ctrl_c_in_generating_leaves_nothing_half_written(tmp_path: Path) -> None:
+    done = interrupted("generate", PROMPT, "--seeds", 500, "--out", tmp_path / "pictures", after="drawing:")
+    assert done.returncode == 130
+    assert "nothing half-written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_ctrl_c_in_training_keeps_the_run(tmp_path: Path) -> None:
+    done = interrupted("train", "--run", tmp_path / "run", after="text:")
+    assert done.returncode == 130
+    assert "the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["text.pt"]
 
 
 def test_the_allocator_is_set_before_torch_starts() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from . import attach, pictures, pipelines
 from .menagerie.world import check_prompt
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 
     from .bench.stats import Estimate
     from .menagerie.suite import MenageriePrompt
-
-
-def progress() -> Progress:
-    """The bar that every long job shows."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-    )
 
 
 def generate(
@@ -67,9 +55,8 @@ def generate(
     model = pipelines.load(model_name)
     record = {"prompt": prompt, "model": model_name, "settings": settings.to_dict(), "call": {**model.defaults, **call}}
     texts = [prompt] * len(seeds)
-    with progress() as bar:
-        task = bar.add_task("drawing", total=len(seeds) * (1 + compare))
-        kwargs = {"on_batch": lambda n: bar.advance(task, n), **call}
+    with tqdm(desc="drawing", total=len(seeds) * (1 + compare), leave=False) as bar:
+        kwargs = {"on_batch": bar.update, **call}
         plain = pipelines.text_to_image(model, texts, seeds, **kwargs) if compare else []
         with attach.apply(model.pipe, settings=settings):
             lifted = pipelines.text_to_image(model, texts, seeds, **kwargs)
@@ -109,9 +96,8 @@ def demo(settings: Spread, out: Path, *, n: int, shown: int = 8, **call: Any) ->
     texts, things = [p.text for p in chosen], [p.thing for p in chosen]
     seeds = list(range(n))
     model, judge = pipelines.load(), Judge.load()
-    with progress() as bar:
-        task = bar.add_task("drawing", total=2 * n)
-        kwargs = {"on_batch": lambda made: bar.advance(task, made), **call}
+    with tqdm(desc="drawing", total=2 * n, leave=False) as bar:
+        kwargs = {"on_batch": bar.update, **call}
         plain = pipelines.text_to_image(model, texts, seeds, **kwargs)
         with attach.apply(model.pipe, settings=settings):
             lifted = pipelines.text_to_image(model, texts, seeds, **kwargs)

@@ -142,7 +142,7 @@ def text_to_image(
     seeds: Sequence[int],
     *,
     batch_size: int = 16,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
     **call: Any,
 ) -> list[Image.Image]:
     """One picture per (prompt, seed) pair; a pair gives the same noise in whatever batch it stands.

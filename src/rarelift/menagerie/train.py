@@ -11,8 +11,11 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,41 +149,65 @@ def fit(
 
     networks.train()
     bar = tqdm(range(first, steps), desc=stage, initial=first, total=steps, disable=not run.progress, mininterval=1)
-    step, recent = first, []
+    done, recent = first, []
     try:
-        for step in bar:
-            scale = min(1.0, (step + 1) / 100, (1 - step / steps) / (1 - decay_from))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * scale
-            loss = loss_of(step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if ema:
-                kept = min(ema, (step + 1) / (step + 10))
-                state = networks.state_dict()
-                names = [k for k, v in average.items() if v.is_floating_point()]
-                torch._foreach_lerp_([average[k] for k in names], [state[k] for k in names], 1 - kept)
-            recent.append(float(loss.detach()))
-            if not np.isfinite(recent[-1]):
-                raise FloatingPointError(f"stage {stage!r}: the loss is {recent[-1]} at step {step}")
-            if len(recent) >= max(1, steps // 100) or step + 1 == steps:
-                losses.append(round(float(np.mean(recent)), 5))
-                bar.set_postfix(loss=f"{losses[-1]:.4f}")
-                recent = []
-            if time.monotonic() - saved_at > SAVE_SECONDS:
-                save(step + 1)
-                saved_at = time.monotonic()
+        with _interrupts_between_steps() as stopping:
+            for step in bar:
+                scale = min(1.0, (step + 1) / 100, (1 - step / steps) / (1 - decay_from))
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * scale
+                loss = loss_of(step)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                if ema:
+                    kept = min(ema, (step + 1) / (step + 10))
+                    state = networks.state_dict()
+                    names = [k for k, v in average.items() if v.is_floating_point()]
+                    torch._foreach_lerp_([average[k] for k in names], [state[k] for k in names], 1 - kept)
+                recent.append(float(loss.detach()))
+                if not np.isfinite(recent[-1]):
+                    raise FloatingPointError(f"stage {stage!r}: the loss is {recent[-1]} at step {step}")
+                done = step + 1
+                if len(recent) >= max(1, steps // 100) or done == steps:
+                    losses.append(round(float(np.mean(recent)), 5))
+                    bar.set_postfix(loss=f"{losses[-1]:.4f}")
+                    recent = []
+                if stopping():
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved_at > SAVE_SECONDS:
+                    save(done)
+                    saved_at = time.monotonic()
     except KeyboardInterrupt:
-        # the step under way may be half done; its batch is drawn again on resuming
-        optimizer.zero_grad()
-        save(step)
-        raise Stopped(f"stopped in stage {stage!r} at step {step} of {steps}; the same command goes on") from None
+        save(done)
+        raise Stopped(f"stopped in stage {stage!r} at step {done} of {steps}; the same command goes on") from None
     if first < steps:
         save(steps)
     networks.eval()
     return record
+
+
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back, so that no step is cut in half; a second one is let through. Yields "was it pressed?"."""
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        tqdm.write("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:

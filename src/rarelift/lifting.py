@@ -1,0 +1,192 @@
+"""What one lift knows: its settings, and the tensors that they become for the call under way.
+
+What changes from call to call lives in tensors, filled where no tracing happens; the traced part has no branch on
+values. Calls are counted in a tensor too, since a Python counter would recompile the model at every call.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .settings import Spread
+from .streams import Family
+from .tokens import Reading, token_weights, with_prompt
+from .variance import factors
+
+if TYPE_CHECKING:
+    import weakref
+
+_ONE_CALL = ("uncond_cond", "cond_uncond")
+
+
+class Lift:
+    """The state that the links and taps of one `apply` share. Holds no module, so a deep copy of either is whole."""
+
+    def __init__(self, settings: Spread, prompt: tuple[str, ...] | None, family: Family, *, bare: bool) -> None:
+        self.settings, self.prompt, self.family, self.bare = settings, prompt, family, bare
+        self.active = True
+        self.note = ""
+        self.reading: Reading | None = None
+        self.steps: tuple[float, ...] | None = None
+        self.pipe: weakref.ref[Any] | None = None
+        # read in traced code: plain flags and tensors
+        self.carry = settings.carry
+        self.guided = False
+        self.uniform = True
+        self.missing: str | None = None
+        self.scale = torch.ones(1, 1, 1)
+        self.share: Tensor | None = None
+        self.window = torch.tensor([math.inf, -math.inf])
+        self.live_scale = self.scale
+        self.live_share: Tensor | None = None
+        self.count = torch.zeros((), dtype=torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "pipe": None}  # a copy belongs to another pipeline; its tap tells which
+
+    def refill(
+        self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = None
+    ) -> None:
+        """Work out the tensors from the settings and what is known of the call; on error nothing has changed."""
+        settings, prompt = settings or self.settings, prompt or self.prompt
+        reading = self._usable(prompt)
+        unknown = _unknown(settings, reading, self.steps)
+        if self.bare and unknown:
+            raise ValueError(f"{unknown}; give the pipeline to rarelift.apply instead of its transformer")
+        if self.bare and prompt:
+            raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
+        rows = _alpha_rows(settings, reading, self.family)
+        weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
+        window = _window(settings, self.steps) if self.steps else (math.inf, -math.inf)
+        self.settings, self.prompt, self.note = settings, prompt, note
+        self.carry, self.missing = settings.carry, unknown
+        self.guided = reading is not None and reading.guided
+        self.uniform = len(set(rows)) == 1 and weights is None
+        device = self.count.device
+        with torch.inference_mode(False):
+            scale, self.share = factors(torch.tensor(rows, device=device)[:, None, None], weights, self.scale)
+            self.scale = _filled(self.scale, scale)
+            self.window = _filled(self.window, torch.tensor(window, device=device))
+
+    def _usable(self, prompt: tuple[str, ...] | None) -> Reading | None:
+        reading = self.reading
+        if reading is None or (reading.guided and self.family.batch not in _ONE_CALL):
+            return None
+        return with_prompt(reading, prompt, self.family) if prompt and reading.cond is None else reading
+
+    def to(self, device: torch.device) -> None:
+        self.scale, self.window, self.count = self.scale.to(device), self.window.to(device), self.count.to(device)
+        self.share = None if self.share is None else self.share.to(device)
+
+    def begin(self, text: Tensor, timestep: object) -> None:
+        """Set what the blocks of one call read. Traced under torch.compile; branches on shapes only."""
+        if self.missing is not None:
+            raise RuntimeError(
+                f"{self.missing}: this call did not come from the pipeline that rarelift.apply was given"
+            )
+        if self.count.device != text.device:
+            self.to(text.device)
+        scale = self._rows(self.scale, text.shape[0])
+        if isinstance(timestep, Tensor):
+            t = timestep.detach().to(self.window).reshape(-1, 1, 1)
+            scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
+        self.live_scale = scale
+        self.live_share = None if self.share is None else self._rows(self.share, text.shape[0])
+
+    def _rows(self, table: Tensor, batch: int) -> Tensor:
+        """The rows of one call: all of them, or the conditional half where a call leaves the other out."""
+        rows = table.shape[0]
+        if rows == batch:
+            return table
+        if self.guided and rows == 2 * batch:
+            return table[-batch:] if self.family.batch == "uncond_cond" else table[:batch]
+        if self.uniform:
+            return table[:1]
+        raise ValueError(
+            f"settings are for a batch of {rows}, but the transformer was called with {batch}. With the transformer "
+            f"alone, guidance doubles the batch: give the pipeline to rarelift.apply. For other batches use one alpha, "
+            f"tokens='all' and branch='both'"
+        )
+
+
+def _filled(old: Tensor, new: Tensor) -> Tensor:
+    """The new values, in the old tensor where it fits."""
+    return old.copy_(new) if old.shape == new.shape and old.device == new.device else new
+
+
+def _unknown(settings: Spread, reading: Reading | None, steps: tuple[float, ...] | None) -> str | None:
+    """What the settings need and nobody has told, or None."""
+    if reading is None and settings.tokens not in ("all", "valid"):
+        return f"tokens={settings.tokens!r} needs the words of the prompt"
+    if reading is None and settings.branch != "both":
+        return f"branch={settings.branch!r} needs to know which rows of the batch are conditional"
+    if steps is None and (settings.start, settings.stop) != (0, 1):
+        return f"start={settings.start}, stop={settings.stop} need the steps of the scheduler"
+    return None
+
+
+def _alpha_rows(settings: Spread, reading: Reading | None, family: Family) -> list[float]:
+    """alpha for each row of the batch that the transformer is called with."""
+    alpha = settings.alpha if isinstance(settings.alpha, tuple) else (settings.alpha,)
+    if reading is None:
+        return list(alpha)
+    if isinstance(settings.alpha, tuple) and len(alpha) not in (reading.prompts, reading.rows):
+        raise ValueError(
+            f"alpha holds {len(alpha)} values, but the call has {reading.prompts} prompts ({reading.rows} images); "
+            "give one number, or one per prompt or image"
+        )
+    rows = [a for a in alpha for _ in range(reading.rows // len(alpha))]
+    if not reading.guided:
+        if settings.branch == "uncond":
+            raise ValueError("branch='uncond' with guidance off lifts nothing; use guidance_scale > 1 or branch='both'")
+        return rows
+    uncond = rows if settings.branch != "cond" else [1.0] * reading.rows
+    cond = rows if settings.branch != "uncond" else [1.0] * reading.rows
+    return uncond + cond if family.batch == "uncond_cond" else cond + uncond
+
+
+def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Family) -> tuple[Tensor | None, str]:
+    """Token weights for each row of the batch, and what could not be told."""
+    tokens = settings.tokens
+    if tokens == "all" or not family.segments:
+        return None, ""
+    if reading.cond is None:
+        if tokens == "valid":
+            return None, "prompt_embeds came without their text, so every token took part"
+        raise ValueError(f"tokens={tokens!r} needs the words: pass prompt= to rarelift.apply, or use tokens='all'")
+    if sum(reading.segments) != reading.length:
+        raise ValueError(
+            f"{type(pipe).__name__} made {reading.length} text tokens where {sum(reading.segments)} were expected, so "
+            "words cannot be placed; use tokens='all'"
+        )
+    cond = token_weights(pipe, family, reading.cond, tokens, reading.segments)
+    cond = cond.repeat_interleave(reading.rows // len(cond), 0)
+    if not reading.guided:
+        return cond, ""
+    uncond, note = torch.ones_like(cond), ""
+    if reading.uncond is not None:
+        uncond = token_weights(pipe, family, reading.uncond, tokens, reading.segments, must_hold=False)
+        uncond = uncond.repeat_interleave(reading.rows // len(uncond), 0)
+    elif tokens == "valid":
+        note = "negative_prompt_embeds came without their text, so every token of the negative prompt took part"
+    elif settings.branch != "cond":
+        raise ValueError(f"tokens={tokens!r} needs the words of the negative prompt: pass them, or use branch='cond'")
+    return torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond]), note
+
+
+def _window(settings: Spread, steps: tuple[float, ...]) -> tuple[float, float]:
+    """The timesteps that take part, as (below, from): half-way to their neighbours, so that rounding cannot matter."""
+    n = len(steps)
+    inside = [i for i in range(n) if settings.start <= i / n < settings.stop]
+    if not inside:
+        raise ValueError(f"start={settings.start}, stop={settings.stop} hold none of the {n} steps; widen them")
+    if len(inside) < n and sorted(steps, reverse=True) != list(steps):
+        raise ValueError("start and stop need a scheduler whose timesteps fall; use start=0, stop=1")
+    first, last = inside[0], inside[-1]
+    below = math.inf if first == 0 else (steps[first - 1] + steps[first]) / 2
+    lowest = -math.inf if last == n - 1 else (steps[last] + steps[last + 1]) / 2
+    return below, lowest
