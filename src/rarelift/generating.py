@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from . import attach, pictures, pipelines
+from .bench import stats
+from .menagerie import suite
+from .menagerie.judge import Judge
 from .menagerie.world import check_prompt
 from .settings import Spread
 
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .bench.stats import Estimate
-    from .menagerie.suite import MenageriePrompt
 
 
 def generate(
@@ -71,48 +74,47 @@ def generate(
 
 
 @dataclass(frozen=True)
-class Demo:
-    """Both sides of the demo: pictures, which of them are right in every attribute, and the summary."""
+class Row:
+    """One line of the demo: what was done, and how often every attribute of the prompt came out right."""
 
-    prompts: list[MenageriePrompt]
-    untouched: list[Image.Image]
-    lifted: list[Image.Image]
-    untouched_right: np.ndarray
-    lifted_right: np.ndarray
-    rates: dict[str, Estimate]
+    guidance: float
+    name: str
+    rate: Estimate
 
 
-def demo(settings: Spread, out: Path, *, n: int, shown: int = 8, **call: Any) -> Demo:
-    """Draw the first `n` rare report prompts of the Menagerie with and without the lift; write the first `shown`.
+def demo(settings: Spread, out: Path, *, n: int, guidances: Sequence[float], shown: int = 8) -> list[Row]:
+    """Draw the first `n` rare report prompts of the Menagerie untouched and lifted, and write the first `shown`.
 
-    Same noise on both sides, one seed per prompt, nothing picked: wins and losses as they fall.
+    One seed per prompt, the same noise everywhere, nothing picked: wins and losses as they fall.
+
+    Args:
+        out: the PNG to write.
+        guidances: guidance_scale values; two rows of the picture and three of the table for each.
     """
-    from .bench import stats
-    from .menagerie.judge import Judge
-    from .menagerie.suite import prompts
-
+    chosen = suite.prompts("rare", n, split="report")
+    texts, things, seeds = [p.text for p in chosen], [p.thing for p in chosen], list(range(n))
     pictures.check_writable(out)
-    chosen = prompts("rare", n, split="report")
-    texts, things = [p.text for p in chosen], [p.thing for p in chosen]
-    seeds = list(range(n))
     model, judge = pipelines.load(), Judge.load()
-    with tqdm(desc="drawing", total=2 * n, leave=False) as bar:
-        kwargs = {"on_batch": bar.update, **call}
-        plain = pipelines.text_to_image(model, texts, seeds, **kwargs)
-        with attach.apply(model.pipe, settings=settings):
-            lifted = pipelines.text_to_image(model, texts, seeds, **kwargs)
-    plain_right, lifted_right = (np.all(judge.right(images, things), 1) for images in (plain, lifted))
-    rates = {
-        "untouched": stats.mean(plain_right, texts),
-        "lifted": stats.mean(lifted_right, texts),
-        "difference": stats.difference(lifted_right, plain_right, texts),
-    }
-    sheet = pictures.grid(
-        [plain[:shown], lifted[:shown]],
-        ["untouched", f"lifted, alpha {settings.alpha:g}"],
-        texts[:shown],
-        marks=[plain_right[:shown].tolist(), lifted_right[:shown].tolist()],
-    )
-    record = {"settings": settings.to_dict(), "call": {**model.defaults, **call}}
+    images: list[list[Image.Image]] = []
+    labels: list[str] = []
+    rows: list[Row] = []
+    verdicts: list[np.ndarray] = []
+    with tqdm(desc="drawing", total=2 * n * len(guidances), leave=False) as bar:
+        for guidance in guidances:
+            draw = functools.partial(pipelines.text_to_image, model, texts, seeds, on_batch=bar.update)
+            plain = draw(guidance_scale=guidance)
+            with attach.apply(model.pipe, settings=settings):
+                lifted = draw(guidance_scale=guidance)
+            before, after = (np.all(judge.right(each, things), 1).astype(float) for each in (plain, lifted))
+            rows += [
+                Row(guidance, "untouched", stats.mean(before, texts)),
+                Row(guidance, f"lifted, alpha {settings.alpha:g}", stats.mean(after, texts)),
+                Row(guidance, "difference", stats.difference(after, before, texts)),
+            ]
+            images += [plain[:shown], lifted[:shown]]
+            verdicts += [before[:shown] == 1, after[:shown] == 1]
+            labels += [f"guidance {guidance:g}\nuntouched", f"guidance {guidance:g}\nlifted, alpha {settings.alpha:g}"]
+    sheet = pictures.grid(images, labels, texts[:shown], marks=[list(verdict) for verdict in verdicts])
+    record = {"settings": settings.to_dict(), "guidance_scale": list(guidances), "call": model.defaults}
     pictures.save(sheet, out, {**record, "prompts": texts[:shown], "seeds": seeds[:shown]})
-    return Demo(chosen, plain, lifted, plain_right, lifted_right, rates)
+    return rows

@@ -64,12 +64,13 @@ def grid(
     marks: Sequence[Sequence[bool | None]] | None = None,
     cell: int = 160,
 ) -> Image.Image:
-    """Pictures in rows and columns, labelled; `marks` frames each in green (right) or red (wrong)."""
+    """Labelled rows and columns of pictures, column labels wrapped; `marks` frames each green (right) or red (wrong)."""
     widths = {len(row) for row in rows} | {len(column_labels)}
     if len(widths) != 1 or len(rows) != len(row_labels):
         raise ValueError(f"{len(rows)} rows of {[len(r) for r in rows]} pictures do not fit the labels")
     font = ImageFont.load_default(size=15)
-    gap, left = 10, 14 + max((round(font.getlength(label)) for label in row_labels), default=0)
+    names = [label.splitlines() or [""] for label in row_labels]
+    gap, left = 10, 22 + max((round(font.getlength(line)) for lines in names for line in lines), default=0)
     wrapped = [_wrap(label, font, cell) for label in column_labels]
     top = 12 + 19 * max((len(lines) for lines in wrapped), default=0)
     sheet = Image.new("RGB", (left + len(column_labels) * (cell + gap), top + len(rows) * (cell + gap)), _PAPER)
@@ -78,7 +79,7 @@ def grid(
         draw.multiline_text((left + j * (cell + gap), 6), "\n".join(lines), _INK, font, spacing=4)
     for i, row in enumerate(rows):
         y = top + i * (cell + gap)
-        draw.text((8, y + cell // 2 - 8), row_labels[i], _INK, font)
+        draw.multiline_text((8, y + cell // 2 - 10 * len(names[i])), "\n".join(names[i]), _INK, font, spacing=4)
         for j, image in enumerate(row):
             x = left + j * (cell + gap)
             mark = marks[i][j] if marks else None
