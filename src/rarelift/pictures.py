@@ -64,7 +64,7 @@ def grid(
     marks: Sequence[Sequence[bool | None]] | None = None,
     cell: int = 160,
 ) -> Image.Image:
-    """Labelled rows and columns of pictures, column labels wrapped; `marks` frames each green (right) or red (wrong)."""
+    """Labelled rows and columns of pictures, column labels wrapped; `marks` frames each green (right) or red."""
     widths = {len(row) for row in rows} | {len(column_labels)}
     if len(widths) != 1 or len(rows) != len(row_labels):
         raise ValueError(f"{len(rows)} rows of {[len(r) for r in rows]} pictures do not fit the labels")
