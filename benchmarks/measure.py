@@ -6,6 +6,7 @@ verdict, so a run that was stopped goes on where it was, and tables are made fro
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import rarelift
 from rarelift import pipelines
+from rarelift.menagerie import PIPELINE
 from rarelift.menagerie.judge import Judge
 from rarelift.menagerie.suite import MenageriePrompt, Split, Suite, prompts
 
@@ -63,10 +65,13 @@ class Bench:
         self.file = file
         self.batch_size = batch_size
         self.model_name = model
+        self.weights = fingerprint(model)
         self.done: dict[str, np.ndarray] = {}
         if file.is_file():
             for line in file.read_text().splitlines():
                 record = json.loads(line)
+                if record["weights"] != self.weights:
+                    raise ValueError(f"{file} was drawn with other weights ({record['weights']}); move it away")
                 self.done[record["key"]] = unpack(record["right"])
 
     @cached_property
@@ -88,7 +93,8 @@ class Bench:
             for cell, cost in zip(todo, work, strict=True):
                 started = time.monotonic()
                 right = self._draw(cell)
-                record = {"key": cell.key, "right": pack(right), "seconds": round(time.monotonic() - started, 2)}
+                seconds = round(time.monotonic() - started, 2)
+                record = {"key": cell.key, "right": pack(right), "weights": self.weights, "seconds": seconds}
                 with self.file.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 self.done[cell.key] = right
@@ -113,6 +119,15 @@ class Bench:
         if cell.key not in self.done:
             raise KeyError(f"{self.file} does not hold {cell.key}; run the benchmark without --table first")
         return self.done[cell.key]
+
+
+def fingerprint(model: str) -> str:
+    """The first digits of the SHA-256 of a model's weights, so that results are never mixed with another's."""
+    folder = PIPELINE if model == pipelines.BUNDLED else Path(model)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def pictures_of(cell: Cell) -> tuple[list[MenageriePrompt], list[int]]:

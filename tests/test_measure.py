@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bars
 import defaults
-from measure import Bench, Cell, clusters, lift, pack, pictures_of, table, unpack, write_section
+from measure import RESULTS, Bench, Cell, clusters, lift, pack, pictures_of, table, unpack, write_section
 from rarelift.settings import Spread
 
 CELL = Cell("rare", "tune", 6, 2, 2.0, 16)
@@ -51,6 +51,15 @@ def some_cells() -> list[Cell]:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.booleans()] * 5), min_size=1, max_size=70))
+def test_results_of_other_weights_are_not_mixed_in(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    Stub(file).run(some_cells()[:1])
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "weights": "0" * 12}) + "\n")
+    with pytest.raises(ValueError, match="drawn with other weights"):
+        Stub(file)
+
+
 def test_verdicts_survive_packing(rows: list[tuple[bool, ...]]) -> None:
     right = np.array(rows)
     text = json.loads(json.dumps(pack(right)))
@@ -253,3 +262,15 @@ def test_a_page_without_the_section_is_left_alone(tmp_path: Path, text: str) -> 
 
 def test_tables_are_markdown() -> None:
     assert table(["a", "b"], [["1", "2"], ["3", "4"]]) == "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |"
+
+
+# ---------------------------------------------------------------------------------------------- documents
+
+
+def test_the_documents_hold_the_results() -> None:
+    pages = {page: page.read_text() for page in (bars.PAGE, defaults.PAGE)}
+    benches = {stage: Bench(RESULTS / f"{stage}.jsonl") for stage in ("coarse", "where", "report")}
+    assert bars.render_tables(Bench(RESULTS / "bars.jsonl")) in pages[bars.PAGE]
+    assert defaults.coarse_table(benches["coarse"]) in pages[defaults.PAGE]
+    assert defaults.where_table(benches["where"]) in pages[defaults.PAGE]
+    assert defaults.report_table(benches["report"]) in pages[defaults.PAGE]

@@ -185,6 +185,8 @@ def _with_allocator() -> None:
 def main() -> None:
     """Entry point: one clear line and a non-zero exit for every error that a user can make."""
     _with_allocator()
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notes are for programmers
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app(prog_name="rarelift", standalone_mode=False)
     except typer.Abort:
