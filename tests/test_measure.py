@@ -204,20 +204,7 @@ def planned() -> list[Cell]:
     return list(dict.fromkeys(replace(cell, guidance=1.0, lift=None) for cell in every))
 
 
-SHORT = pytest.mark.xfail(strict=True, raises=ValueError, reason="suite common has 476 prompts in report, not 512")
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        pytest.param(
-            c,
-            id=f"{c.suite}-{c.split}-{c.n}",
-            marks=SHORT if (c.split, c.suite, c.n) == ("report", "common", 512) else (),
-        )
-        for c in planned()
-    ],
-)
+@pytest.mark.parametrize("cell", [pytest.param(c, id=f"{c.suite}-{c.split}-{c.n}") for c in planned()])
 def test_the_suites_hold_what_the_plans_ask_for(cell: Cell) -> None:
     assert len(pictures_of(cell)[0]) == cell.n * cell.seeds
 

@@ -249,7 +249,7 @@ def lexicon() -> frozenset[str]:
 
 def check_prompt(prompt: str) -> None:
     """Raise ValueError if the bundled model cannot read `prompt`: empty, too long, or a word it never learned."""
-    words = prompt.lower().replace(",", " ").split()
+    words = prompt.lower().split()
     if not words:
         raise ValueError("the prompt is empty; say what to draw, e.g. 'a purple striped lion wearing a crown at night'")
     for word in words:
