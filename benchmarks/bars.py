@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from measure import RESULTS, Bench, Cell, clusters, table, write_section
+from measure import NOT_RUN, RESULTS, Bench, Cell, clusters, table, write_section
 from rarelift.bench import stats
 from rarelift.menagerie.judge import to_pixels
 from rarelift.menagerie.suite import Suite
@@ -75,40 +75,51 @@ def main() -> None:
     print(text)
     if args.model == "menagerie":
         write_section(PAGE, "bars", text)
-    if not args.table:
-        print(f"\nVAE reconstruction PSNR, 512 balanced renders: {psnr(bench):.2f} dB")
 
 
 def render_tables(bench: Bench) -> str:
-    best = best_guidance(bench)
-    sweep = []
-    for g in GUIDANCE:
-        rates = [bench.right(tuning(s, g)).all(1).mean() for s in ("common", "rare")]
-        sweep.append([f"{g:g}", *(f"{rate:.3f}" for rate in rates)])
-    rows = []
-    for suite in SUITES:
-        cell = report(suite, best)
-        right = bench.right(cell)
-        rate = stats.mean(right.all(1).astype(float), clusters(cell))
-        rows.append([suite, f"{cell.n} x {cell.seeds}", f"{rate}", *(f"{v:.3f}" for v in right.mean(0))])
-    rare = bench.right(report("rare", best)).all(1).reshape(REPORT, DRAWS).sum(1)
-    cases = [
-        ("known and drawn: right in half of the draws or more", rare >= DRAWS / 2),
-        ("known and drowned: right at least once, in fewer than half", (rare > 0) & (rare < DRAWS / 2)),
-        ("not known: never right", rare == 0),
+    """Everything drawn so far; an unfinished run says so."""
+    unfinished = "Not drawn to the end yet; the command goes on where it stopped."
+    sweep = [[f"{g:g}", *(share(bench, tuning(s, g)) for s in ("common", "rare"))] for g in GUIDANCE]
+    parts = [
+        f"The autoencoder alone gives 512 balanced renders back at {psnr(bench):.1f} dB PSNR.",
+        f"Every attribute right, tune half, {TUNE} prompts a suite, one seed, by guidance_scale:",
+        table(["guidance_scale", "common", "rare"], sweep),
     ]
-    case_rows = [[name, f"{np.mean(case):.3f}"] for name, case in cases]
-    return "\n\n".join(
-        [
-            f"Every attribute right, tune half, {TUNE} prompts a suite, one seed, by guidance_scale:",
-            table(["guidance_scale", "common", "rare"], sweep),
-            f"At the best of these, guidance_scale {best:g}, report half; 95% interval clustered by thing:",
-            table(["suite", "prompts x seeds", "every attribute right", *ATTRIBUTES], rows),
-            f"Rare prompts by their {DRAWS} draws (share of {REPORT} prompts; "
-            f"best of {DRAWS} right: {np.mean(rare > 0):.3f}):",
-            table(["case", "share"], case_rows),
-        ]
-    )
+    if any(NOT_RUN in row for row in sweep):
+        return "\n\n".join([*parts, unfinished])
+    best = best_guidance(bench)
+    rows = [[suite, *report_row(bench, report(suite, best))] for suite in SUITES]
+    parts += [
+        f"At the best of these, guidance_scale {best:g}, report half; 95% interval clustered by thing:",
+        table(["suite", "prompts x seeds", "every attribute right", *ATTRIBUTES], rows),
+    ]
+    if report("rare", best).key not in bench.done:
+        return "\n\n".join([*parts, unfinished])
+    rare = bench.right(report("rare", best)).all(1).reshape(REPORT, DRAWS).sum(1)
+    cases = {
+        "known and drawn: right in half of the draws or more": rare >= DRAWS / 2,
+        "known and drowned: right at least once, in fewer than half": (rare > 0) & (rare < DRAWS / 2),
+        "not known: never right": rare == 0,
+    }
+    parts += [
+        f"The {REPORT} rare prompts by their {DRAWS} draws; best of {DRAWS} right for {np.mean(rare > 0):.3f} of them:",
+        table(["case", "share"], [[name, f"{np.mean(case):.3f}"] for name, case in cases.items()]),
+    ]
+    return "\n\n".join(parts)
+
+
+def share(bench: Bench, cell: Cell) -> str:
+    return f"{bench.right(cell).all(1).mean():.3f}" if cell.key in bench.done else NOT_RUN
+
+
+def report_row(bench: Bench, cell: Cell) -> list[str]:
+    size = f"{cell.n} x {cell.seeds}"
+    if cell.key not in bench.done:
+        return [size, *[NOT_RUN] * (1 + len(ATTRIBUTES))]
+    right = bench.right(cell)
+    rate = stats.mean(right.all(1).astype(float), clusters(cell))
+    return [size, f"{rate}", *(f"{v:.3f}" for v in right.mean(0))]
 
 
 if __name__ == "__main__":

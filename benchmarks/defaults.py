@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import RESULTS, Bench, Cell, clusters, lift, table, write_section
+from measure import NOT_RUN, RESULTS, Bench, Cell, clusters, lift, table, write_section
 from rarelift.bench import stats
 from rarelift.menagerie.suite import Suite
 
@@ -99,7 +99,7 @@ def report_cells() -> list[Cell]:
 def effect(bench: Bench, cell: Cell) -> str:
     """Difference from the untouched pipeline at the same guidance, paired, with its interval; bold if not zero."""
     if any(c.key not in bench.done for c in (cell, cell.untouched())):
-        return "not run"
+        return NOT_RUN
     off = stats.difference(
         bench.right(cell).all(1).astype(float), bench.right(cell.untouched()).all(1).astype(float), clusters(cell)
     )
@@ -109,7 +109,7 @@ def effect(bench: Bench, cell: Cell) -> str:
 
 def level(bench: Bench, cell: Cell) -> str:
     if cell.key not in bench.done:
-        return "not run"
+        return NOT_RUN
     return f"{stats.mean(bench.right(cell).all(1).astype(float), clusters(cell))}"
 
 
@@ -129,7 +129,7 @@ def coarse_table(bench: Bench) -> str:
                 shown = ["as both", *(effect(bench, cell) for cell in cells[1:])]
             else:
                 shown = [effect(bench, cell) for cell in cells]
-            if any(text not in ("not run", "as both") for text in shown):
+            if any(text not in (NOT_RUN, "as both") for text in shown):
                 rows.append([describe(setting), *shown])
         parts.append(f"**{suite}**\n\n" + table(["setting", *(f"guidance {g:g}" for g in GUIDANCE)], rows))
     return "\n\n".join(parts)

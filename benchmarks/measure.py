@@ -27,6 +27,7 @@ from rarelift.menagerie.judge import Judge
 from rarelift.menagerie.suite import MenageriePrompt, Split, Suite, prompts
 
 RESULTS = Path(__file__).parent / "results"
+NOT_RUN = "not run"  # what a table says of a cell that its file does not hold
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,6 @@ def _check_folder(folder: Path) -> dict[str, None]:
     return absent
 
 
-def _left_out(folder: Path) -> dict[str, None]:
-    """The parts that a folder says it has not; diffusers wants to hear it again (an SD3 pipeline without its T5)."""
-    index = _read_json(folder / "model_index.json") if folder.is_dir() else {}
-    return {part: None for part, value in index.items() if isinstance(value, list) and value[0] is None}
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
