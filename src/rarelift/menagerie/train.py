@@ -436,8 +436,9 @@ def train_clip(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
     def loss_of(step: int) -> torch.Tensor:
         things, images, rng = _draw(run, "clip", step, 128 if run.preset_name != "tiny" else 4, balanced=True)
         ids = tokens([world.draw_caption(thing, rng) for thing in things])
-        out = clip(input_ids=ids, pixel_values=images)
-        return contrastive(out.image_embeds, out.text_embeds, ids, clip.logit_scale)
+        with run.autocast():
+            out = clip(input_ids=ids, pixel_values=images)
+        return contrastive(out.image_embeds.float(), out.text_embeds.float(), ids, clip.logit_scale)
 
     record = fit(run, "clip", networks, loss_of, steps=run.preset.clip_steps, learning_rate=1e-3, decay_from=0.3)
     return networks, record
