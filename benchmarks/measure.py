@@ -69,7 +69,10 @@ class Bench:
         self.weights = fingerprint(model)
         self.done: dict[str, np.ndarray] = {}
         if file.is_file():
-            for line in file.read_text().splitlines():
+            whole, _, cut = file.read_text().rpartition("\n")
+            if cut:  # the run was killed while it wrote this line; its cell is drawn again
+                file.write_text(f"{whole}\n" if whole else "")
+            for line in whole.splitlines():
                 record = json.loads(line)
                 if record["weights"] != self.weights:
                     raise ValueError(f"{file} was drawn with other weights ({record['weights']}); move it away")

@@ -51,6 +51,18 @@ def some_cells() -> list[Cell]:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.booleans()] * 5), min_size=1, max_size=70))
+def test_a_line_cut_short_is_drawn_again(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    Stub(file).run(some_cells()[:3])
+    whole = file.read_text()
+    file.write_text(whole[:-20])
+    bench = Stub(file)
+    bench.run(some_cells()[:3])
+    assert bench.drawn == some_cells()[2:3]
+    keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
+    assert keys == [json.loads(line)["key"] for line in whole.splitlines()]
+
+
 def test_results_of_other_weights_are_not_mixed_in(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     Stub(file).run(some_cells()[:1])

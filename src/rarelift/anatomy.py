@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def concentration(z: Tensor, weights: Tensor | None = None) -> Tensor:
     |mean| is the norm of the weighted token mean, |deviation| the root of the weighted mean squared distance to it.
     """
     z = z.float()
-    w = torch.ones(z.shape[:2]) if weights is None else weights
+    w = torch.ones(z.shape[:2]) if weights is None else weights.float()
     w = (w / w.sum(1, keepdim=True)).to(z).unsqueeze(-1)
     mean = (w * z).sum(1, keepdim=True)
     deviation = (w * (z - mean).square()).sum((1, 2)).sqrt()
@@ -46,14 +46,15 @@ def concentration(z: Tensor, weights: Tensor | None = None) -> Tensor:
 
 @contextmanager
 def captured(target: object) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect, by site, the text stream that every call inside the block reads; the model is left as it was."""
+    """Collect, by site, the text stream that every call inside the block is given, before any lift of it.
+
+    The model is left as it was.
+    """
     streams: dict[str, list[Tensor]] = {}
-    removers = [_listen(site, streams.setdefault(site.name, [])) for site in locate(target)]
-    try:
+    with ExitStack() as listening:
+        for site in locate(target):
+            listening.callback(_listen(site, streams.setdefault(site.name, [])).remove)
         yield streams
-    finally:
-        for remover in removers:
-            remover.remove()
 
 
 def _listen(site: Site, into: list[Tensor]) -> Any:
