@@ -49,8 +49,6 @@ def some_cells() -> list[Cell]:
 # ---------------------------------------------------------------------------------------------- records
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(*[st.booleans()] * 5), min_size=1, max_size=70))
 def test_a_line_cut_short_is_drawn_again(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     Stub(file).run(some_cells()[:3])
@@ -72,6 +70,8 @@ def test_results_of_other_weights_are_not_mixed_in(tmp_path: Path) -> None:
         Stub(file)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(*[st.booleans()] * 5), min_size=1, max_size=70))
 def test_verdicts_survive_packing(rows: list[tuple[bool, ...]]) -> None:
     right = np.array(rows)
     text = json.loads(json.dumps(pack(right)))

@@ -31,6 +31,7 @@ _ALLOCATOR = {
 }
 
 
+_INTERRUPTED = 130  # the exit code of a shell's Ctrl-C
 # typer carries its own click since 0.26 and exports the error's subclass only
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -188,9 +189,10 @@ def main() -> None:
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notes are for programmers
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        app(prog_name="rarelift", standalone_mode=False)
+        if app(prog_name="rarelift", standalone_mode=False) == _INTERRUPTED:  # typer swallows Ctrl-C, in newer versions
+            raise typer.Abort
     except typer.Abort:
-        _fail("interrupted; nothing half-written is left", 130)
+        _fail("interrupted; nothing half-written is left", _INTERRUPTED)
     except _UsageError as error:
         _fail(error.format_message(), 2)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
@@ -198,7 +200,7 @@ def main() -> None:
     except Exception as error:
         if type(error).__name__ != "Stopped":  # its module is heavy and only `train` has imported it
             raise
-        _fail(str(error), 130)
+        _fail(str(error), _INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:
