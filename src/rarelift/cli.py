@@ -137,7 +137,7 @@ def inspect(model: Annotated[str, typer.Argument(help="`menagerie`, a folder, or
 @app.command(
     epilog="""**Examples**
 
-`rarelift train --run runs/cpu --preset cpu` two CPU cores, two hours and a half; Ctrl-C and the same command goes on
+`rarelift train --run runs/cpu --preset cpu` two CPU cores, under two hours; Ctrl-C and the same command goes on
 
 `rarelift train --run runs/gpu --preset gpu --device cuda`"""
 )
