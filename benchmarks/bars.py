@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from measure import NOT_RUN, RESULTS, Bench, Cell, clusters, table, write_section
+from measure import NOT_RUN, RESULTS, Bench, Cell, clusters, folder_of, table, write_section
 from rarelift.bench import stats
 from rarelift.menagerie.judge import to_pixels
 from rarelift.menagerie.suite import Suite
@@ -46,17 +46,17 @@ def report(suite: Suite, guidance: float) -> Cell:
 
 
 def psnr(bench: Bench, n: int = 512) -> float:
-    """Reconstruction PSNR of the shipped autoencoder on balanced renders, in dB, mean over pictures."""
+    """Reconstruction PSNR of the autoencoder on balanced renders, in dB, mean over pictures, in float32."""
+    from diffusers import AutoencoderKL
     from PIL import Image
 
     rng = random.Random("bars/psnr")
     pixels = to_pixels([Image.fromarray(render(draw_thing(rng, balanced=True), rng)) for _ in range(n)])
-    vae = bench.model.pipe.vae.float()
+    vae = AutoencoderKL.from_pretrained(folder_of(bench.model_name) / "vae", torch_dtype=torch.float32)
     with torch.no_grad():
         out = torch.cat(
             [vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in torch.split(pixels, 64)]
         )
-    bench.model.pipe.vae.to(bench.model.pipe.transformer.dtype)
     return float(10 * torch.log10(4 / (out - pixels).square().mean((1, 2, 3))).mean())
 
 

@@ -125,11 +125,15 @@ class Bench:
         return self.done[cell.key]
 
 
+def folder_of(model: str) -> Path:
+    """Where the pipeline called `model` lies."""
+    return PIPELINE if model == pipelines.BUNDLED else Path(model)
+
+
 def fingerprint(model: str) -> str:
     """The first digits of the SHA-256 of a model's weights, so that results are never mixed with another's."""
-    folder = PIPELINE if model == pipelines.BUNDLED else Path(model)
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in sorted(folder_of(model).glob("*/*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
