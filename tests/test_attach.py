@@ -659,6 +659,34 @@ def test_compiled(pipe: Any, style: str, lift_first: bool) -> None:
         assert attributes(pipe)[0] == names[0]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_compiled_by_inductor(pipe: Any) -> None:
+    """The default backend fuses, so it rounds differently; what it computes and when it compiles must not differ."""
+    torch._dynamo.reset()
+    changes: list[dict[str, Any]] = [
+        {"alpha": 2.0},
+        {"alpha": 1.3, "branch": "cond"},
+        {"branch": "both", "start": 0.5},
+        {"tokens": "content"},
+    ]
+    handle = rarelift.apply(pipe, alpha=1.0)
+    expected = [draw(pipe)]
+    for change in changes:
+        handle.set(**change)
+        expected.append(draw(pipe))
+    handle.set(alpha=1.0, tokens="valid", start=0.0)
+    pipe.transformer.compile(fullgraph=True, dynamic=False)
+    torch.testing.assert_close(draw(pipe), expected[0], atol=1e-4, rtol=1e-4)
+    torch._dynamo.utils.counters.clear()
+    calls = handle.calls
+    for change, value in zip(changes, expected[1:], strict=True):
+        handle.set(**change)
+        torch.testing.assert_close(draw(pipe), value, atol=1e-4, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"].get("unique_graphs", 0) == 0
+    assert handle.calls == calls + len(changes) * 2 * 3
+
+
 def test_a_python_counter_would_recompile() -> None:
     """Why calls are counted in a tensor: the premise of `Handle.calls`, in case torch changes."""
     counter = torch._dynamo.testing.CompileCounter()

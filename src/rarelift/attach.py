@@ -164,7 +164,7 @@ class Handle:
     @property
     def calls(self) -> int:
         """How often a lifted block has run. Reads a tensor on the model's device."""
-        return int(self._lift.count)
+        return self._lift.calls
 
     @property
     def note(self) -> str:

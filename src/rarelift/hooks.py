@@ -68,8 +68,7 @@ def _after_progress(lift: Lift, pipe: object, arguments: Mapping[str, Any], _res
     total = arguments.get("total")
     if isinstance(timesteps, Tensor) and total:
         skipped = max(len(timesteps) - total * getattr(scheduler, "order", 1), 0)
-        lift.steps = tuple(timesteps[skipped:].tolist())
-        lift.refill(pipe)
+        lift.begin_steps(tuple(timesteps[skipped:].tolist()))
 
 
 def _after_end(lift: Lift, pipe: object, _arguments: Mapping[str, Any], _result: Any) -> None:
@@ -141,7 +140,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         return link.inner(*args, **kwargs)
     z = _argument(link, name, args, kwargs)
     lifted = spread_by(z, lift.live_scale, lift.live_share)
-    lift.count.add_(1)
+    lift.count()
     if name in kwargs:
         kwargs = {**kwargs, name: lifted}
     else:

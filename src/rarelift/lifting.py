@@ -1,7 +1,9 @@
 """What one lift knows: its settings, and the tensors that they become for the call under way.
 
 What changes from call to call lives in tensors, filled where no tracing happens; the traced part has no branch on
-values. Calls are counted in a tensor too, since a Python counter would recompile the model at every call.
+values. Traced calls are counted in a tensor too, since a Python counter would recompile the model at every call. Run
+eagerly, a small model spends its time on the number of operations, so there the tensors are left alone where nothing
+depends on them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from .variance import factors
 if TYPE_CHECKING:
     import weakref
 
+_EVER = (math.inf, -math.inf)
 _ONE_CALL = ("uncond_cond", "cond_uncond")
 
 
@@ -41,9 +44,11 @@ class Lift:
         self.scale = torch.ones(1, 1, 1)
         self.share: Tensor | None = None
         self.window = torch.tensor([math.inf, -math.inf])
+        self.windowed = False  # not read in traced code, where start and stop may change without recompilation
         self.live_scale = self.scale
         self.live_share: Tensor | None = None
-        self.count = torch.zeros((), dtype=torch.int64)
+        self.traced_calls = torch.zeros((), dtype=torch.int64)
+        self.eager_calls = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "pipe": None}  # a copy belongs to another pipeline; its tap tells which
@@ -61,16 +66,28 @@ class Lift:
             raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
         rows = _alpha_rows(settings, reading, self.family)
         weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
-        window = _window(settings, self.steps) if self.steps else (math.inf, -math.inf)
+        window = _window(settings, self.steps)
         self.settings, self.prompt, self.note = settings, prompt, note
         self.carry, self.missing = settings.carry, unknown
         self.guided = reading is not None and reading.guided
         self.uniform = len(set(rows)) == 1 and weights is None
-        device = self.count.device
+        device = self.traced_calls.device
         with torch.inference_mode(False):
             scale, self.share = factors(torch.tensor(rows, device=device)[:, None, None], weights, self.scale)
             self.scale = _filled(self.scale, scale)
-            self.window = _filled(self.window, torch.tensor(window, device=device))
+        self._limit(window)
+
+    def begin_steps(self, steps: tuple[float, ...]) -> None:
+        """The denoising loop is about to run these timesteps."""
+        window = _window(self.settings, steps)
+        self.steps = steps
+        self.missing = _unknown(self.settings, self.reading, steps)
+        self._limit(window)
+
+    def _limit(self, window: tuple[float, float]) -> None:
+        self.windowed = window != _EVER
+        with torch.inference_mode(False):
+            self.window = _filled(self.window, torch.tensor(window, device=self.traced_calls.device))
 
     def _usable(self, prompt: tuple[str, ...] | None) -> Reading | None:
         reading = self.reading
@@ -79,7 +96,8 @@ class Lift:
         return with_prompt(reading, prompt, self.family) if prompt and reading.cond is None else reading
 
     def to(self, device: torch.device) -> None:
-        self.scale, self.window, self.count = self.scale.to(device), self.window.to(device), self.count.to(device)
+        self.scale, self.window = self.scale.to(device), self.window.to(device)
+        self.traced_calls = self.traced_calls.to(device)
         self.share = None if self.share is None else self.share.to(device)
 
     def begin(self, text: Tensor, timestep: object) -> None:
@@ -88,14 +106,25 @@ class Lift:
             raise RuntimeError(
                 f"{self.missing}: this call did not come from the pipeline that rarelift.apply was given"
             )
-        if self.count.device != text.device:
+        if self.traced_calls.device != text.device:
             self.to(text.device)
         scale = self._rows(self.scale, text.shape[0])
-        if isinstance(timestep, Tensor):
+        if isinstance(timestep, Tensor) and (torch.compiler.is_compiling() or self.windowed):
             t = timestep.detach().to(self.window).reshape(-1, 1, 1)
             scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
         self.live_scale = scale
         self.live_share = None if self.share is None else self._rows(self.share, text.shape[0])
+
+    def count(self) -> None:
+        """A block was lifted. Traced under torch.compile."""
+        if torch.compiler.is_compiling():
+            self.traced_calls.add_(1)
+        else:
+            self.eager_calls += 1
+
+    @property
+    def calls(self) -> int:
+        return self.eager_calls + int(self.traced_calls)
 
     def _rows(self, table: Tensor, batch: int) -> Tensor:
         """The rows of one call: all of them, or the conditional half where a call leaves the other out."""
@@ -178,8 +207,10 @@ def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Famil
     return torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond]), note
 
 
-def _window(settings: Spread, steps: tuple[float, ...]) -> tuple[float, float]:
+def _window(settings: Spread, steps: tuple[float, ...] | None) -> tuple[float, float]:
     """The timesteps that take part, as (below, from): half-way to their neighbours, so that rounding cannot matter."""
+    if not steps or (settings.start, settings.stop) == (0, 1):
+        return _EVER
     n = len(steps)
     inside = [i for i in range(n) if settings.start <= i / n < settings.stop]
     if not inside:

@@ -66,11 +66,19 @@ def factors(alpha: float | Tensor, weights: Tensor | None, like: Tensor) -> tupl
 
 
 def spread_by(z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
-    """`spread` by its `factors`; one reduction and one pass over z, unless z must be widened first."""
-    x = z.to(_wide(z.dtype))
-    mean = x.mean(1, keepdim=True) if share is None else share.to(x.dtype).expand(len(x), -1, -1) @ x
+    """`spread` by its `factors`, in two operations where z needs no widening."""
+    wide = _wide(z.dtype)
+    # `to` and `expand` take as long as the arithmetic on a small model, even where they do nothing
+    x = z if z.dtype == wide else z.to(wide)
+    scale = scale if scale.dtype == wide else scale.to(wide)
+    if share is None:
+        mean = x.mean(1, keepdim=True)
+    else:
+        share = share if share.dtype == wide else share.to(wide)
+        mean = torch.bmm(share if len(share) == len(x) else share.expand(len(x), -1, -1), x)
     # lerp is exact at 1, scale * (x - mean) + mean is not
-    return _cast(torch.lerp(mean, x, scale.to(x.dtype)), z.dtype)
+    lifted = torch.lerp(mean, x, scale)
+    return lifted if z.dtype == wide else _cast(lifted, z.dtype)
 
 
 def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
@@ -87,6 +95,8 @@ def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
         to `output` where nothing was added.
     """
     wide = _wide(output.dtype)
+    if output.dtype == lifted.dtype == z.dtype == wide:
+        return output - (lifted - z)
     return _cast(output.to(wide) - (lifted.to(wide) - z.to(wide)), output.dtype)
 
 
