@@ -9,13 +9,14 @@ Guidance is chosen on the tune half; everything else is on the report half.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from measure import NOT_RUN, RESULTS, Bench, Cell, clusters, folder_of, table, write_section
+from measure import NOT_RUN, RESULTS, Bench, Cell, Drawing, clusters, folder_of, table, write_section
 from rarelift.bench import stats
 from rarelift.menagerie.judge import to_pixels
 from rarelift.menagerie.suite import Suite
@@ -52,7 +53,7 @@ def psnr(bench: Bench, n: int = 512) -> float:
 
     rng = random.Random("bars/psnr")
     pixels = to_pixels([Image.fromarray(render(draw_thing(rng, balanced=True), rng)) for _ in range(n)])
-    vae = AutoencoderKL.from_pretrained(folder_of(bench.model_name) / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder_of(bench.drawing.model) / "vae", torch_dtype=torch.float32)
     with torch.no_grad():
         out = torch.cat(
             [vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) for x in torch.split(pixels, 64)]
@@ -65,8 +66,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="make the tables from the results, draw nothing")
     parser.add_argument("--model", default="menagerie", help="a folder made by `rarelift train`")
     parser.add_argument("--file", type=Path, default=RESULTS / "bars.jsonl")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = parser.parse_args()
-    bench = Bench(args.file, model=args.model)
+    bench = Bench(args.file, Drawing(args.model, workers=args.workers))
     if not args.table:
         bench.run(tuning(s, g) for g in GUIDANCE for s in ("common", "rare"))
         best = best_guidance(bench)

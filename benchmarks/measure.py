@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +28,7 @@ from rarelift import pipelines
 from rarelift.menagerie import PIPELINE
 from rarelift.menagerie.judge import Judge
 from rarelift.menagerie.suite import MenageriePrompt, Split, Suite, prompts
+from rarelift.settings import Spread
 
 RESULTS = Path(__file__).parent / "results"
 NOT_RUN = "not run"  # what a table says of a cell that its file does not hold
@@ -59,14 +63,88 @@ def lift(**keywords: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(keywords.items()))
 
 
-class Bench:
-    """Draws and judges cells on the bundled model, and keeps what came out in `file`."""
+@dataclass(frozen=True)
+class Drawing:
+    """How cells are drawn.
 
-    def __init__(self, file: Path, *, batch_size: int = 64, model: str = pipelines.BUNDLED) -> None:
+    `rows` is the batch of the transformer, so pictures go through in halves of it where guidance needs two passes and
+    a compiled model sees one shape. `workers` processes share the cores: one per core draws a fifth more than one
+    process with all of them. `compiled` is worth its minutes in long runs.
+    """
+
+    model: str = pipelines.BUNDLED
+    rows: int = 64
+    workers: int = 1
+    compiled: bool = False
+
+
+class Artist:
+    """Draws and judges cells in one process."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.drawing = drawing
+
+    @cached_property
+    def untouched(self) -> pipelines.Model:
+        fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        model = pipelines.load(self.drawing.model, dtype=torch.bfloat16 if fast else torch.float32)
+        if self.drawing.compiled:
+            model.pipe.transformer.compile()
+        return model
+
+    @cached_property
+    def lifted(self) -> tuple[pipelines.Model, rarelift.Handle]:
+        """A second copy of the model, so that neither is recompiled when cells take turns."""
+        model = Artist(self.drawing).untouched
+        return model, rarelift.apply(model.pipe)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge.load()
+
+    def draw(self, cell: Cell) -> np.ndarray:
+        chosen, seeds = pictures_of(cell)
+        model = self.untouched
+        if cell.lift is not None:
+            model, handle = self.lifted
+            handle.set(**vars(Spread(**cell.lift_keywords)))
+        images = pipelines.text_to_image(
+            model,
+            [p.text for p in chosen],
+            seeds,
+            batch_size=self.drawing.rows // (2 if cell.guidance > 1 else 1),
+            guidance_scale=cell.guidance,
+            num_inference_steps=cell.steps,
+        )
+        return self.judge.right(images, [p.thing for p in chosen])
+
+
+_artist: Artist  # one per worker process
+
+
+def _begin_worker(drawing: Drawing) -> None:
+    global _artist
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once, without a traceback of its own
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // drawing.workers))
+    _artist = Artist(drawing)
+
+
+def _draw_in_worker(cell: Cell) -> tuple[np.ndarray, float]:
+    return timed(_artist.draw, cell)
+
+
+def timed(draw: Callable[[Cell], np.ndarray], cell: Cell) -> tuple[np.ndarray, float]:
+    started = time.monotonic()
+    return draw(cell), round(time.monotonic() - started, 2)
+
+
+class Bench:
+    """Draws and judges cells, and keeps what came out in `file`."""
+
+    def __init__(self, file: Path, drawing: Drawing | None = None) -> None:
         self.file = file
-        self.batch_size = batch_size
-        self.model_name = model
-        self.weights = fingerprint(model)
+        self.drawing = drawing or Drawing()
+        self.weights = fingerprint(self.drawing.model)
         self.done: dict[str, np.ndarray] = {}
         if file.is_file():
             whole, _, cut = file.read_text().rpartition("\n")
@@ -78,51 +156,48 @@ class Bench:
                     raise ValueError(f"{file} was drawn with other weights ({record['weights']}); move it away")
                 self.done[record["key"]] = unpack(record["right"])
 
-    @cached_property
-    def model(self) -> pipelines.Model:
-        fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return pipelines.load(self.model_name, dtype=torch.bfloat16 if fast else torch.float32)
-
-    @cached_property
-    def judge(self) -> Judge:
-        return Judge.load()
-
     def run(self, cells: Iterable[Cell]) -> None:
         """Draw every cell that the file does not hold yet, one line per cell as it is done."""
         todo = [cell for cell in dict.fromkeys(cells) if cell.key not in self.done]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        # a second pass doubles the work of a picture
-        work = [cell.n * cell.seeds * (2 if cell.guidance > 1 else 1) for cell in todo]
-        with tqdm(total=sum(work), unit="pass", desc=self.file.stem, smoothing=0.05) as bar:
-            for cell, cost in zip(todo, work, strict=True):
-                started = time.monotonic()
-                right = self._draw(cell)
-                seconds = round(time.monotonic() - started, 2)
+        with tqdm(total=sum(map(passes, todo)), unit="pass", desc=self.file.stem, smoothing=0.05) as bar:
+            for cell, right, seconds in self._results(todo):
                 record = {"key": cell.key, "right": pack(right), "weights": self.weights, "seconds": seconds}
                 with self.file.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 self.done[cell.key] = right
-                bar.update(cost)
+                bar.update(passes(cell))
 
-    def _draw(self, cell: Cell) -> np.ndarray:
-        chosen, seeds = pictures_of(cell)
-        around = rarelift.apply(self.model.pipe, **cell.lift_keywords) if cell.lift is not None else nullcontext()
-        with around:
-            images = pipelines.text_to_image(
-                self.model,
-                [p.text for p in chosen],
-                seeds,
-                batch_size=self.batch_size,
-                guidance_scale=cell.guidance,
-                num_inference_steps=cell.steps,
-            )
-        return self.judge.right(images, [p.thing for p in chosen])
+    def _results(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, np.ndarray, float]]:
+        """(cell, verdicts, seconds), as they are done."""
+        if self.drawing.workers == 1:
+            yield from ((cell, *timed(self.draw, cell)) for cell in cells)
+            return
+        # a forked copy of a process with threads of torch may hang
+        pool = ProcessPoolExecutor(
+            self.drawing.workers, multiprocessing.get_context("spawn"), _begin_worker, (self.drawing,)
+        )
+        try:
+            cell_of = {pool.submit(_draw_in_worker, cell): cell for cell in cells}
+            for future in as_completed(cell_of):
+                yield cell_of[future], *future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @cached_property
+    def draw(self) -> Callable[[Cell], np.ndarray]:
+        return Artist(self.drawing).draw
 
     def right(self, cell: Cell) -> np.ndarray:
         """[n * seeds, 5] verdicts of a cell that was drawn, prompt by prompt, seeds within."""
         if cell.key not in self.done:
             raise KeyError(f"{self.file} does not hold {cell.key}; run the benchmark without --table first")
         return self.done[cell.key]
+
+
+def passes(cell: Cell) -> int:
+    """How often a cell goes through the whole denoising; guidance doubles the work of a picture."""
+    return cell.n * cell.seeds * (2 if cell.guidance > 1 else 1)
 
 
 def folder_of(model: str) -> Path:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,8 +17,28 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bars
 import defaults
-from measure import RESULTS, Bench, Cell, clusters, lift, pack, pictures_of, table, unpack, write_section
+import rarelift
+from measure import (
+    RESULTS,
+    Artist,
+    Bench,
+    Cell,
+    Drawing,
+    clusters,
+    lift,
+    pack,
+    passes,
+    pictures_of,
+    table,
+    unpack,
+    write_section,
+)
+from rarelift import pipelines
+from rarelift.menagerie.world import Thing
 from rarelift.settings import Spread
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CELL = Cell("rare", "tune", 6, 2, 2.0, 16)
 
@@ -29,7 +51,7 @@ class Stub(Bench):
         self.drawn: list[Cell] = []
         self.stop_after = stop_after
 
-    def _draw(self, cell: Cell) -> np.ndarray:
+    def draw(self, cell: Cell) -> np.ndarray:
         if len(self.drawn) == self.stop_after:
             raise KeyboardInterrupt
         self.drawn.append(cell)
@@ -172,18 +194,84 @@ def test_a_cell_that_was_not_drawn(tmp_path: Path) -> None:
         Stub(tmp_path / "run.jsonl").right(CELL)
 
 
+# ---------------------------------------------------------------------------------------------- drawing
+
+
+class Watched(Artist):
+    """An artist whose pictures are kept as they go to the judge."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        super().__init__(drawing)
+        self.seen: list[bytes] = []
+        self.judge = self  # type: ignore[assignment]
+
+    def right(self, images: list[Image.Image], things: list[Thing]) -> np.ndarray:
+        self.seen += [image.tobytes() for image in images]
+        return np.ones((len(images), 5), dtype=bool)
+
+
+def test_a_cell_is_drawn_with_its_settings_and_no_others() -> None:
+    small = replace(CELL, n=2, seeds=1, steps=3)
+    cells = [
+        replace(small, lift=lift(alpha=3.0, carry=True, tokens="all", branch="cond", blocks="0-3", stop=0.5)),
+        small,
+        replace(small, lift=lift(alpha=2.0)),
+        replace(small, guidance=1.0, lift=lift(alpha=2.0)),
+    ]
+    artist = Watched(Drawing(rows=2))
+    for cell in cells:
+        assert artist.draw(cell).shape == (2, 5)
+    plain = artist.untouched
+    for i, cell in enumerate(cells):
+        chosen, seeds = pictures_of(cell)
+        with rarelift.apply(plain.pipe, **cell.lift_keywords) if cell.lift else nullcontext():
+            images = pipelines.text_to_image(
+                plain,
+                [p.text for p in chosen],
+                seeds,
+                batch_size=2 if cell.guidance == 1 else 1,
+                guidance_scale=cell.guidance,
+                num_inference_steps=cell.steps,
+            )
+        assert [image.tobytes() for image in images] == artist.seen[2 * i : 2 * i + 2]
+    assert len(set(artist.seen)) == len(artist.seen)
+
+
+def test_workers_draw_what_one_process_draws(tmp_path: Path) -> None:
+    cells = [replace(CELL, n=2, steps=4, guidance=g, lift=s) for g in (1.0, 2.0) for s in (None, lift(alpha=1.5))]
+    benches = [Bench(tmp_path / f"{n}.jsonl", Drawing(workers=n)) for n in (1, 2)]
+    for bench in benches:
+        bench.run(cells)
+    for cell in cells:
+        assert (benches[0].right(cell) == benches[1].right(cell)).all()
+    lines = [(tmp_path / f"{n}.jsonl").read_text().splitlines() for n in (1, 2)]
+    assert {json.loads(line)["key"] for line in lines[1]} == {cell.key for cell in cells}
+    assert len(lines[0]) == len(lines[1]) == len(cells)
+
+
+def test_an_error_in_a_worker_reaches_the_caller(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run.jsonl", Drawing(workers=2))
+    with pytest.raises(ValueError, match="branch='uncond' with guidance off"):
+        bench.run([replace(CELL, n=2, steps=1, guidance=1.0, lift=lift(alpha=2.0, branch="uncond"))])
+    assert not bench.done
+
+
+def test_guidance_costs_a_second_pass() -> None:
+    assert passes(CELL) == 2 * passes(replace(CELL, guidance=1.0)) == 24
+
+
 # ---------------------------------------------------------------------------------------------- plans
 
 
 def test_coarse_is_the_whole_grid_once() -> None:
     expected = set()
     for suite, guidance in itertools.product(("rare", "common"), (1.0, 1.5, 2.0, 3.0, 5.0)):
-        expected.add(Cell(suite, "tune", 128, 1, guidance, 16, None))
+        expected.add(Cell(suite, "tune", 128, 1, guidance, 8, None))
         for alpha in (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0):
             for carry, tokens in itertools.product((False, True), ("valid", "all", "content")):
                 for branch in ("both", "cond") if guidance != 1.0 else ("both",):
                     keywords = {"alpha": alpha, "branch": branch, "carry": carry, "tokens": tokens}
-                    expected.add(Cell(suite, "tune", 128, 1, guidance, 16, tuple(keywords.items())))
+                    expected.add(Cell(suite, "tune", 128, 1, guidance, 8, tuple(keywords.items())))
     cells = defaults.coarse_cells()
     assert len(cells) == len(set(cells)) == 2 * (5 + 42 + 4 * 84)
     assert set(cells) == expected
@@ -223,7 +311,7 @@ def test_the_suites_hold_what_the_plans_ask_for(cell: Cell) -> None:
 
 def test_best_guidance_weighs_rare_and_common_alike(tmp_path: Path) -> None:
     class Rates(Stub):
-        def _draw(self, cell: Cell) -> np.ndarray:
+        def draw(self, cell: Cell) -> np.ndarray:
             rate = {("rare", 2.0): 0.75, ("common", 2.0): 0.5, ("rare", 5.0): 1.0}.get((cell.suite, cell.guidance), 0.1)
             right = np.ones((cell.n, 5), dtype=bool)
             right[int(rate * cell.n) :, 3] = False  # one wrong attribute is a wrong picture
