@@ -62,6 +62,11 @@ def test_the_scale_of_the_logits_does_not_enter(model: CLIPModel) -> None:
     assert HIGHER_IS_BETTER
 
 
+def test_nothing_has_no_score(model: CLIPModel) -> None:
+    with pytest.raises(ValueError, match="no pictures to score"):
+        clip_t(model, torch.randn(0, 3, 16, 16), texts(0))
+
+
 def test_pictures_and_texts_must_pair(model: CLIPModel) -> None:
     with pytest.raises(ValueError, match=r"^3 pictures but 2 texts$"):
         clip_t(model, torch.randn(3, 3, 16, 16), texts(2))

@@ -73,6 +73,11 @@ def test_a_picture_of_the_wrong_size_is_refused() -> None:
         Judge.load().read([Image.new("RGB", (32, 64))])
 
 
+def test_no_pictures_are_no_verdict() -> None:
+    with pytest.raises(ValueError, match="no pictures to look at"):
+        Judge.load().right([], [])
+
+
 def test_a_missing_judge_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no judge at"):
         Judge.load(tmp_path)

@@ -119,6 +119,16 @@ def test_pictures_stand_in_rows_and_columns(cell: int, side: int) -> None:
     assert sheet.height >= gray[3]
 
 
+@pytest.mark.parametrize(("size", "expected"), [((8, 4), (40, 20)), ((60, 120), (20, 40))])
+def test_a_picture_keeps_its_proportions(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    sheet = grid([[Image.new("RGB", size, RED), picture(BLUE)]], ["row"], ["one", "two"], cell=40)
+    left, top, right, bottom = box(sheet, RED)
+    assert (right - left, bottom - top) == expected
+    beside = box(sheet, BLUE)
+    assert (left + right) / 2 == beside[0] - 10 - 20  # in the middle of its cell, one gap before the next
+    assert top + bottom == beside[1] + beside[3]
+
+
 def test_a_sheet_grows_by_one_cell_per_picture() -> None:
     def size(rows: int, columns: int, cell: int = 50) -> tuple[int, int]:
         pictures = [[picture()] * columns for _ in range(rows)]

@@ -124,6 +124,12 @@ def test_wrong_values_teach(values: Any, labels: list[str], message: str) -> Non
         mean(values, labels)
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0, 95, -0.5, float("nan")])
+def test_a_level_is_a_share(level: float) -> None:
+    with pytest.raises(ValueError, match=f"above 0 and below 1; got {level}"):
+        mean([1.0, 2.0], ["a", "b"], level=level)
+
+
 def test_pairs_must_pair() -> None:
     with pytest.raises(ValueError, match=r"got \(2,\) lifted and \(3,\) untouched"):
         difference([1, 2], [1, 2, 3], ["a", "b", "c"])

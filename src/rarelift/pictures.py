@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from . import __version__
@@ -64,7 +64,10 @@ def grid(
     marks: Sequence[Sequence[bool | None]] | None = None,
     cell: int = 160,
 ) -> Image.Image:
-    """Labelled rows and columns of pictures, column labels wrapped; `marks` frames each green (right) or red."""
+    """Labelled rows and columns of pictures, column labels wrapped; `marks` frames each green (right) or red.
+
+    A picture keeps its proportions inside a square of `cell` pixels.
+    """
     widths = {len(row) for row in rows} | {len(column_labels)}
     if len(widths) != 1 or len(rows) != len(row_labels):
         raise ValueError(f"{len(rows)} rows of {[len(r) for r in rows]} pictures do not fit the labels")
@@ -86,8 +89,10 @@ def grid(
             if mark is not None:
                 draw.rectangle([x - 4, y - 4, x + cell + 3, y + cell + 3], _GOOD if mark else _BAD)
             small = max(image.size) < cell
-            fitted = image.resize((cell, cell), Image.Resampling.BICUBIC if small else Image.Resampling.LANCZOS)
-            sheet.paste(fitted, (x, y))
+            fitted = ImageOps.contain(
+                image, (cell, cell), Image.Resampling.BICUBIC if small else Image.Resampling.LANCZOS
+            )
+            sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
     return sheet
 
 

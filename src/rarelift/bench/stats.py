@@ -47,7 +47,8 @@ def mean(
         level: coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: no values, lengths that differ, values that are not finite, or fewer than two clusters.
+        ValueError: no values, lengths that differ, values that are not finite, fewer than two clusters, or a level
+            outside (0, 1).
     """
     try:
         from scipy.stats import bootstrap
@@ -59,6 +60,8 @@ def mean(
         raise ValueError(f"one value per cluster label is needed; got {array.shape} values, {len(clusters)} labels")
     if not np.isfinite(array).all():
         raise ValueError(f"{(~np.isfinite(array)).sum()} of {len(array)} values are not finite")
+    if not 0 < level < 1:
+        raise ValueError(f"level is the coverage of the interval, above 0 and below 1; got {level}")
     names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
     if len(names) < 2:
         raise ValueError("an interval over prompts needs at least two prompts")

@@ -21,7 +21,13 @@ _SIZES = [len(values) for values in VALUES.values()]
 
 
 def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Pictures as the Menagerie models read them: floats in -1..1, [N, 3, 64, 64]."""
+    """Pictures as the Menagerie models read them: floats in -1..1, [N, 3, 64, 64].
+
+    Raises:
+        ValueError: no pictures, or one of another size.
+    """
+    if not images:
+        raise ValueError("no pictures to look at")
     for image in images:
         if image.size != (SIZE, SIZE):
             raise ValueError(
@@ -52,7 +58,8 @@ class Judge:
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         """One [N, values] tensor of probabilities per attribute, in the order of `ATTRIBUTES`."""
-        parts = [self.model(to_pixels(images[i : i + 256])).logits for i in range(0, len(images), 256)]
+        pixels = to_pixels(images)
+        parts = [self.model(some).logits for some in torch.split(pixels, 256)]
         return [part.softmax(-1) for part in torch.split(torch.cat(parts), _SIZES, 1)]
 
     def read(self, images: Sequence[Image.Image]) -> list[Thing]:

@@ -22,8 +22,10 @@ def clip_t(model: CLIPModel, pixels: torch.Tensor, input_ids: torch.Tensor, batc
         input_ids: what its tokenizer makes of N texts, [N, L].
 
     Raises:
-        ValueError: the two have different lengths.
+        ValueError: the two have different lengths, or there is nothing to score.
     """
+    if not len(pixels):
+        raise ValueError("no pictures to score")
     if len(pixels) != len(input_ids):
         raise ValueError(f"{len(pixels)} pictures but {len(input_ids)} texts")
     scores = []
