@@ -14,23 +14,28 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from measure import NOT_RUN, RESULTS, Bench, Cell, Drawing, clusters, lift, table, write_section
 from rarelift.bench import stats
 from rarelift.menagerie.suite import Suite
+from rarelift.menagerie.world import ATTRIBUTES
+
+Lift = tuple[tuple[str, object], ...]
 
 ALPHAS = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 TOKENS = ("valid", "all", "content")
 STEPS = 16
-COARSE_STEPS = 8  # half the price; the success of untouched pictures is within 0.025 of that at 16, guidance 1 and 2
+COARSE_STEPS = 8  # half the price; the untouched rows beside those of bars.py, at 16, say what that does
 BLOCKS = 8  # joint blocks of the bundled model
+BEST_GUIDANCE = 5.0  # of the untouched pipeline, by bars.py on the tune half
+DEFAULT: Lift = (("alpha", 1.5),)  # every other setting at its default
 SUITES: tuple[Suite, ...] = ("rare", "common")
 PAGE = Path(__file__).parents[1] / "docs" / "defaults.md"
-
-Lift = tuple[tuple[str, object], ...]
 
 
 def coarse_lifts(guidance: float) -> Iterator[Lift]:
@@ -98,13 +103,20 @@ def report_cells() -> list[Cell]:
 # ---------------------------------------------------------------------------------------------- tables
 
 
-def effect(bench: Bench, cell: Cell) -> str:
-    """Difference from the untouched pipeline at the same guidance, paired, with its interval; bold if not zero."""
-    if any(c.key not in bench.done for c in (cell, cell.untouched())):
+def effect(bench: Bench, *cells: Cell) -> str:
+    """Difference from the untouched pipeline at the same guidance, paired, with its interval; bold if not zero.
+
+    Over several cells of one suite it is their mean, resampled by thing, so that a thing's cells stay together.
+    """
+    return versus(bench, cells, [cell.untouched() for cell in cells])
+
+
+def versus(bench: Bench, cells: Sequence[Cell], others: Sequence[Cell]) -> str:
+    """Difference of paired cells."""
+    if any(c.key not in bench.done for c in (*cells, *others)):
         return NOT_RUN
-    off = stats.difference(
-        bench.right(cell).all(1).astype(float), bench.right(cell.untouched()).all(1).astype(float), clusters(cell)
-    )
+    first, second = (np.concatenate([bench.right(c).all(1) for c in side]).astype(float) for side in (cells, others))
+    off = stats.difference(first, second, [name for cell in cells for name in clusters(cell)])
     text = f"{off:+.3f}"
     return f"**{text}**" if off.excludes_zero else text
 
@@ -117,6 +129,19 @@ def level(bench: Bench, cell: Cell) -> str:
 
 def describe(setting: Lift) -> str:
     return ", ".join(f"{k} {v}" for k, v in setting)
+
+
+def shape_table(bench: Bench) -> str:
+    """The grid at a glance: each setting's effect, averaged over every guidance above 1."""
+    parts = []
+    for suite in SUITES:
+        rows = []
+        for carry, tokens, branch in itertools.product((False, True), TOKENS, ("both", "cond")):
+            settings = [lift(alpha=alpha, carry=carry, tokens=tokens, branch=branch) for alpha in ALPHAS]
+            shown = [effect(bench, *(coarse(suite, g, setting) for g in GUIDANCE[1:])) for setting in settings]
+            rows.append([f"carry {carry}, tokens {tokens}, branch {branch}", *shown])
+        parts.append(f"**{suite}**\n\n" + table(["setting", *(f"alpha {alpha:g}" for alpha in ALPHAS)], rows))
+    return "\n\n".join(parts)
 
 
 def coarse_table(bench: Bench) -> str:
@@ -133,7 +158,8 @@ def coarse_table(bench: Bench) -> str:
                 shown = [effect(bench, cell) for cell in cells]
             if any(text not in (NOT_RUN, "as both") for text in shown):
                 rows.append([describe(setting), *shown])
-        parts.append(f"**{suite}**\n\n" + table(["setting", *(f"guidance {g:g}" for g in GUIDANCE)], rows))
+        body = table(["setting", *(f"guidance {g:g}" for g in GUIDANCE)], rows)
+        parts.append(f"<details><summary>{suite}, every cell</summary>\n\n{body}\n\n</details>")
     return "\n\n".join(parts)
 
 
@@ -146,13 +172,31 @@ def where_table(bench: Bench) -> str:
 
 
 def report_table(bench: Bench) -> str:
+    """Levels untouched; lifted, the differences from untouched at the same guidance and at the best one."""
     rows = []
     for g in GUIDANCE:
         for setting in report_lifts(g):
             cells = [report(suite, g, setting) for suite in SUITES]
-            shown = [level(bench, c) if setting is None else effect(bench, c) for c in cells]
-            rows.append([f"{g:g}", "untouched" if setting is None else describe(setting), *shown])
-    return table(["guidance_scale", "setting", *SUITES], rows)
+            best = [report(suite, BEST_GUIDANCE, None) for suite in SUITES]
+            same = [level(bench, c) if setting is None else effect(bench, c) for c in cells]
+            beside = [versus(bench, [c], [b]) if c != b else "" for c, b in zip(cells, best, strict=True)]
+            rows.append([f"{g:g}", "untouched" if setting is None else describe(setting), *same, *beside])
+    titles = ["rare", "common", *(f"{suite} against untouched at {BEST_GUIDANCE:g}" for suite in SUITES)]
+    return table(["guidance_scale", "setting", *titles], rows)
+
+
+def attribute_table(bench: Bench) -> str:
+    """Which attribute of the rare prompts the default setting changes, by guidance."""
+    rows = []
+    for g in GUIDANCE:
+        lifted, plain = report("rare", g, DEFAULT), report("rare", g, None)
+        if any(c.key not in bench.done for c in (lifted, plain)):
+            rows.append([f"{g:g}", *[NOT_RUN] * len(ATTRIBUTES)])
+            continue
+        sides = bench.right(lifted).astype(float), bench.right(plain).astype(float)
+        off = [stats.difference(sides[0][:, i], sides[1][:, i], clusters(plain)) for i in range(len(ATTRIBUTES))]
+        rows.append([f"{g:g}", *(f"**{e:+.3f}**" if e.excludes_zero else f"{e:+.3f}" for e in off)])
+    return table(["guidance_scale", *ATTRIBUTES], rows)
 
 
 def main() -> None:
@@ -170,9 +214,19 @@ def main() -> None:
         bench = benches[args.stage]
         cells = {"coarse": coarse_cells, "where": where_cells, "report": report_cells}
         bench.run(cells[args.stage]())
-    write_section(PAGE, "coarse", coarse_table(benches["coarse"]))
-    write_section(PAGE, "where", where_table(benches["where"]))
-    write_section(PAGE, "report", report_table(benches["report"]))
+    for name, text in sections(benches).items():
+        write_section(PAGE, name, text)
+
+
+def sections(benches: Mapping[str, Bench]) -> dict[str, str]:
+    """What stands between the markers of the page."""
+    return {
+        "shape": shape_table(benches["coarse"]),
+        "coarse": coarse_table(benches["coarse"]),
+        "where": where_table(benches["where"]),
+        "report": report_table(benches["report"]),
+        "attributes": attribute_table(benches["report"]),
+    }
 
 
 if __name__ == "__main__":
