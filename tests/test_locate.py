@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -10,7 +12,7 @@ from torch import nn
 
 from rarelift import streams
 from rarelift.locate import UnsupportedModelError, is_compiled, locate
-from rarelift.streams import CROSS_ATTENTION, FAMILIES, Family, register
+from rarelift.streams import CROSS_ATTENTION, FAMILIES, Family, Segment, register
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +56,9 @@ def test_cross_attention_models_are_refused_with_the_reason(name: str) -> None:
 
 
 def test_unknown_targets() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"Linear, which is not a model.*Supported: SD3Transformer2DModel"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"Linear, which is not a model.*Supported: .*SD3Transformer2DModel"
+    ):
         locate(nn.Linear(1, 1))
     with pytest.raises(UnsupportedModelError, match="int: it has no `transformer`"):
         locate(3)
@@ -106,8 +110,32 @@ def test_register_a_model_of_ones_own() -> None:
 
 
 def test_register_refuses_what_cannot_work() -> None:
-    with pytest.raises(ValueError, match="only dual layouts"):
-        register(Family(model="M", blocks="b", block="B", layout="packed", text="x"))
+    good = Family(model="M", blocks="b", block="B", layout="packed", text="x")
+    for change, message in (
+        ({"layout": "triple"}, r"M\.b: layout must be one of \('dual', 'packed'\), got 'triple'"),
+        ({"span": "middle"}, "span must be one of"),
+        ({"token_dim": 2}, "token_dim must be one of"),
+        ({"returns": 2}, "returns must be one of"),
+        ({"mask": "m", "segments": (Segment((("tokenizer", "prompt"),), "text_encoder", "max_length"),)}, "segments"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            register(replace(good, **change))
     with pytest.raises(ValueError, match="no joint attention"):
         register(Family(model="WanTransformer3DModel", blocks="blocks", block="B", layout="dual", text="x"))
     assert "M" not in streams.FAMILIES
+
+
+def table_of_models() -> str:
+    """What docs/models.md says of the rows."""
+    lines = ["| model | joint blocks | layout | mask |", "|---|---|---|---|"]
+    for name in sorted(n for n in FAMILIES if hasattr(diffusers, n)):
+        rows = FAMILIES[name]
+        lists = ", ".join(f"`{f.blocks}`" for f in rows)
+        layouts = ", ".join(dict.fromkeys(f.layout for f in rows))
+        lines.append(f"| {name} | {lists} | {layouts} | {'yes' if any(f.mask for f in rows) else 'no'} |")
+    return "\n".join(lines)
+
+
+def test_the_page_of_models_is_the_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    assert f"<!-- models -->\n{table_of_models()}\n<!-- /models -->" in page

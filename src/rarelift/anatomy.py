@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .locate import Site, locate
+from .locate import Site, UnsupportedModelError, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,13 @@ def captured(target: object) -> Iterator[dict[str, list[Tensor]]]:
     """Collect, by site, the text stream that every call inside the block is given, before any lift of it.
 
     The model is left as it was.
+
+    Raises:
+        UnsupportedModelError: the text is packed into one sequence with the image, where this cannot see it yet.
     """
+    packed = [site.name for site in locate(target) if site.family.layout == "packed"]
+    if packed:
+        raise UnsupportedModelError(f"anatomy sees dual streams only, and {packed[0]} has text and image in one")
     streams: dict[str, list[Tensor]] = {}
     with ExitStack() as listening:
         for site in locate(target):

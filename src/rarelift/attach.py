@@ -80,11 +80,11 @@ def inspect(target: object) -> Inspection:
     left_out = [(s.name, "not in blocks") for s in sites if lifted and s.name not in lifted]
     if getattr(target, "controlnet", None) is not None:
         left_out.append(("controlnet", "has joint blocks of its own, which are not touched"))
-    family = sites[0].family
+    families = tuple(dict.fromkeys(s.family for s in sites))
     return Inspection(
         model=" + ".join(dict.fromkeys(type(s.root).__name__ for s in sites)),
-        layout=family.layout,
-        stream=f"{family.block}.{family.text}",
+        layout=" + ".join(dict.fromkeys(f.layout for f in families)),
+        stream=", ".join(dict.fromkeys(f"{' or '.join(f.block_names)}.{f.text}" for f in families)),
         blocks=tuple(s.name for s in sites if not lifted or s.name in lifted),
         left_out=tuple(left_out),
         notes=tuple(_notes(target, sites, lift)),
@@ -122,7 +122,8 @@ class Handle:
         sites = locate(target)
         self._target = target
         self._all = sites
-        self._lift = Lift(settings, _as_prompts(prompt), sites[0].family, bare=isinstance(target, nn.Module))
+        families = tuple(dict.fromkeys(site.family for site in sites))
+        self._lift = Lift(settings, _as_prompts(prompt), families, bare=isinstance(target, nn.Module))
         self._entered_at = 0
         self.sites = _chosen(sites, settings.blocks)
         """The blocks that are lifted."""
@@ -244,7 +245,13 @@ def _chosen(sites: tuple[Site, ...], blocks: tuple[int, ...] | None) -> tuple[Si
 
 def _notes(target: object, sites: tuple[Site, ...], lift: Lift | None) -> Iterator[str]:
     yield from dict.fromkeys(s.family.note for s in sites if s.family.note)
-    if isinstance(target, nn.Module):
+    families = tuple(dict.fromkeys(s.family for s in sites))
+    if not families[0].segments:
+        if any(f.mask for f in families):
+            yield "tokens='valid' follows the mask that the blocks are given; without one every token takes part"
+        else:
+            yield "every token of the text takes part: no mask tells padding from words, and padding is attended to"
+    elif isinstance(target, nn.Module):
         yield "given without its pipeline: every token takes part; tokens, start, stop and branch need the pipeline"
     else:
         yield "tokens='valid' is read from the prompt; a call that passes prompt_embeds without text uses every token"

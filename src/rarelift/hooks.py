@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .lifting import Lift
 from .streams import Family
 from .tokens import read
-from .variance import spread_by, take_off
+from .variance import factors, spread_by, take_off
 
 # ---------------------------------------------------------------- taps on the pipeline
 
@@ -117,38 +118,111 @@ def retire(lift: Lift) -> None:
 
 @dataclass(eq=False)
 class Link:
-    """One wrapped forward. `at` holds argument positions; `fresh`: the instance had no `forward` of its own before."""
+    """One wrapped forward.
+
+    `at` holds argument positions; `fresh`: the instance had no `forward` of its own before; `whole`: the stream is
+    nothing but text, and no mask comes with it.
+    """
 
     inner: Callable[..., Any]
     lift: Lift
     at: dict[str, int]
     family: Family
     fresh: bool
+    whole: bool
 
 
 def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
-    lift = link.lift
+    lift, family = link.lift, link.family
     if lift.active:
-        text = _argument(link, link.family.model_text, args, kwargs)
-        lift.begin(text, _argument(link, link.family.model_timestep, args, kwargs))
+        text = _argument(link, family.model_text, args, kwargs)
+        lift.begin(text, _argument(link, family.model_timestep, args, kwargs))
+        if lift.packed is not None:
+            sizes = lift.packed.length or ((lift.packed.model_text, 1, 1),)
+            lift.length = sum(_argument(link, name, args, kwargs).shape[dim] * times for name, dim, times in sizes)
+        if family.leading is not None:
+            leading = _argument(link, family.leading, args, kwargs)
+            lift.leading = 0 if leading is None else leading.shape[1]
     return link.inner(*args, **kwargs)
 
 
 def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
-    lift, name, place = link.lift, link.family.text, link.family.returns
-    if not lift.active:
+    lift, family, place = link.lift, link.family, link.family.returns
+    stream = _argument(link, family.text, args, kwargs) if lift.active else None
+    if stream is None:
         return link.inner(*args, **kwargs)
-    z = _argument(link, name, args, kwargs)
-    lifted = spread_by(z, lift.live_scale, lift.live_share)
-    lift.count()
-    if name in kwargs:
-        kwargs = {**kwargs, name: lifted}
+    if link.whole:
+        z = stream
+        lifted = new = spread_by(z, lift.live_scale, lift.live_share)
     else:
-        args = (*args[: link.at[name]], lifted, *args[link.at[name] + 1 :])
+        first, last = _text_span(lift, family, stream)
+        z = _cut(stream, family, first, last)
+        scale, share = lift.live_scale, lift.live_share
+        valid = _valid(link, args, kwargs, stream, first, last) if lift.masked else None
+        if valid is not None:
+            scale, share = factors(scale, valid, z)
+        lifted = spread_by(z, scale, share)
+        new = _paste(stream, lifted, family, first, last)
+    lift.count()
+    if family.text in kwargs:
+        kwargs = {**kwargs, family.text: new}
+    else:
+        args = (*args[: link.at[family.text]], new, *args[link.at[family.text] + 1 :])
     output = link.inner(*args, **kwargs)
-    if lift.carry or place is None or output[place] is None:
+    if lift.carry or (place is None and family.layout == "dual"):
         return output
-    return (*output[:place], take_off(output[place], z, lifted), *output[place + 1 :])
+    after = output if place is None else output[place]
+    if after is None:
+        return output
+    if link.whole:
+        back = take_off(after, z, lifted)
+    else:
+        back = _paste(after, take_off(_cut(after, family, first, last), z, lifted), family, first, last)
+    return back if place is None else (*output[:place], back, *output[place + 1 :])
+
+
+def _text_span(lift: Lift, family: Family, stream: Tensor) -> tuple[int, int]:
+    """First and one past the last text token of a block's stream."""
+    total = stream.shape[family.token_dim]
+    before = family.registers + (lift.leading if family.leading is not None else 0)
+    if family.layout == "dual":
+        return min(before, total), total
+    return (before, before + lift.length) if family.span == "first" else (total - lift.length, total)
+
+
+def _cut(stream: Tensor, family: Family, first: int, last: int) -> Tensor:
+    """The text of a stream, `[B, L, D]`."""
+    text = stream.narrow(family.token_dim, first, last - first)
+    return text if family.token_dim == 1 else text.transpose(0, 1)
+
+
+def _paste(stream: Tensor, text: Tensor, family: Family, first: int, last: int) -> Tensor:
+    """A copy of a stream with its text replaced."""
+    dim = family.token_dim
+    text = text if dim == 1 else text.transpose(0, 1)
+    before, after = stream.narrow(dim, 0, first), stream.narrow(dim, last, stream.shape[dim] - last)
+    return torch.cat([before, text, after], dim)
+
+
+def _valid(
+    link: Link, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor, first: int, last: int
+) -> Tensor | None:
+    """The mask of the text tokens, `[B, L]`, where the block was given one."""
+    family = link.family
+    if family.mask is None:
+        return None
+    name, _, key = family.mask.partition(".")
+    mask: Any = _argument(link, name, args, kwargs)
+    if key:
+        mask = (mask or {}).get(key)
+    if mask is None:
+        return None
+    mask = mask.flatten(1)
+    total = stream.shape[family.token_dim]
+    if family.layout == "dual":  # a mask over both streams, or over this one alone
+        mask = mask[:, :total] if family.span == "first" else mask[:, mask.shape[1] - total :]
+    valid: Tensor = mask[:, first:last] != 0
+    return valid
 
 
 def _argument(link: Link, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,7 +237,10 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     holder, key = _innermost(module)
     fresh = "forward" not in vars(module)
     inner = holder.get(key, bare_forward(module))
-    link = Link(inner, lift, {name: i for i, name in enumerate(parameters)}, family or lift.family, fresh)
+    family = family or lift.family
+    whole = family.layout == "dual" and family.token_dim == 1
+    whole = whole and not (family.mask or family.registers or family.leading)
+    link = Link(inner, lift, {name: i for i, name in enumerate(parameters)}, family, fresh, whole)
     holder[key] = functools.update_wrapper(functools.partial(function, link), inner)
 
 

@@ -29,8 +29,11 @@ _ONE_CALL = ("uncond_cond", "cond_uncond")
 class Lift:
     """The state that the links and taps of one `apply` share. Holds no module, so a deep copy of either is whole."""
 
-    def __init__(self, settings: Spread, prompt: tuple[str, ...] | None, family: Family, *, bare: bool) -> None:
-        self.settings, self.prompt, self.family, self.bare = settings, prompt, family, bare
+    def __init__(
+        self, settings: Spread, prompt: tuple[str, ...] | None, families: tuple[Family, ...], *, bare: bool
+    ) -> None:
+        self.settings, self.prompt, self.family, self.bare = settings, prompt, families[0], bare
+        self.packed = next((family for family in families if family.layout == "packed"), None)
         self.active = True
         self.note = ""
         self.reading: Reading | None = None
@@ -38,6 +41,8 @@ class Lift:
         self.pipe: weakref.ref[Any] | None = None
         # read in traced code: plain flags and tensors
         self.carry = settings.carry
+        self.masked = settings.tokens == "valid"
+        self.length = self.leading = 0  # of the text, and of the image tokens before it, in the call under way
         self.guided = False
         self.uniform = True
         self.missing: str | None = None
@@ -58,6 +63,7 @@ class Lift:
     ) -> None:
         """Work out the tensors from the settings and what is known of the call; on error nothing has changed."""
         settings, prompt = settings or self.settings, prompt or self.prompt
+        _refuse(settings, self.family)
         reading = self._usable(prompt)
         unknown = _unknown(settings, reading, self.steps)
         if self.bare and unknown:
@@ -68,7 +74,7 @@ class Lift:
         weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
         window = _window(settings, self.steps)
         self.settings, self.prompt, self.note = settings, prompt, note
-        self.carry, self.missing = settings.carry, unknown
+        self.carry, self.masked, self.missing = settings.carry, settings.tokens == "valid", unknown
         self.guided = reading is not None and reading.guided
         self.uniform = len(set(rows)) == 1 and weights is None
         device = self.traced_calls.device
@@ -111,6 +117,8 @@ class Lift:
         scale = self._rows(self.scale, text.shape[0])
         if isinstance(timestep, Tensor) and (torch.compiler.is_compiling() or self.windowed):
             t = timestep.detach().to(self.window).reshape(-1, 1, 1)
+            if self.family.timestep_scale is not None:
+                t = t * self.family.timestep_scale
             scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
         self.live_scale = scale
         self.live_share = None if self.share is None else self._rows(self.share, text.shape[0])
@@ -145,6 +153,25 @@ class Lift:
 def _filled(old: Tensor, new: Tensor) -> Tensor:
     """The new values, in the old tensor where it fits."""
     return old.copy_(new) if old.shape == new.shape and old.device == new.device else new
+
+
+def _refuse(settings: Spread, family: Family) -> None:
+    """Raise for what is not known of a family."""
+    if not family.segments and settings.tokens not in ("all", "valid"):
+        raise ValueError(
+            f"tokens={settings.tokens!r}: where the words of a prompt stand in the text stream of {family.model} is "
+            "not known; use tokens='valid' or 'all'"
+        )
+    if not family.segments and settings.branch != "both":
+        raise ValueError(
+            f"branch={settings.branch!r}: the branches of guidance cannot be told apart in {family.model}; use "
+            "branch='both'"
+        )
+    if family.timestep_scale is None and (settings.start, settings.stop) != (0, 1):
+        raise ValueError(
+            f"start={settings.start}, stop={settings.stop}: how {family.model} is told the timestep is not known; use "
+            "start=0, stop=1"
+        )
 
 
 def _unknown(settings: Spread, reading: Reading | None, steps: tuple[float, ...] | None) -> str | None:

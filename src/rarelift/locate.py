@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .streams import CROSS_ATTENTION, FAMILIES, Family
+from .streams import CROSS_ATTENTION, FAMILIES, NOT_YET, Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +77,10 @@ def locate(target: object) -> tuple[Site, ...]:
     sites = [site for name, root in found.items() if _families(root) for site in _sites(root, name)]
     if sites:
         return tuple(sites)
+    for root in found.values():
+        if _families(root):
+            lists = " and ".join(f"`{family.blocks}`" for family in _families(root))
+            raise UnsupportedModelError(f"{type(root).__name__} should hold joint blocks in {lists}: empty")
     raise UnsupportedModelError(f"{'; '.join(_refusal(root) for root in found.values())}. {_supported()}")
 
 
@@ -85,14 +89,15 @@ def _sites(root: nn.Module, name: str) -> Iterator[Site]:
     index = 0
     for family in _families(root):
         blocks = getattr(root, family.blocks, None)
-        if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-            raise UnsupportedModelError(f"{type(root).__name__} should hold joint blocks in `{family.blocks}`: empty")
-        for i, block in enumerate(blocks):
+        if not isinstance(blocks, nn.ModuleList):
+            raise UnsupportedModelError(f"{type(root).__name__} should hold joint blocks in `{family.blocks}`: no list")
+        spared = getattr(getattr(root, "config", None), family.spared, 0) if family.spared else 0
+        for i, block in enumerate(blocks[: len(blocks) - spared]):
             inner = unwrap(block)
-            if family.block not in _names(inner):
+            if not set(family.block_names) & set(_names(inner)):
                 raise UnsupportedModelError(
                     f"{type(root).__name__}.{family.blocks}[{i}] is a {type(inner).__name__}; the joint block known "
-                    f"there is {family.block}. Describe your block with rarelift.streams.register"
+                    f"there is {' or '.join(family.block_names)}. Describe your block with rarelift.streams.register"
                 )
             yield Site(f"{prefix}{family.blocks}.{i}", index, inner, root, family)
             index += 1
@@ -111,6 +116,8 @@ def _refusal(root: nn.Module) -> str:
     reason = next((CROSS_ATTENTION[n] for n in _names(root) if n in CROSS_ATTENTION), None)
     if reason:
         return f"{name}, which has no joint attention ({reason}), so there is nothing for rarelift to lift"
+    if set(NOT_YET) & set(_names(root)):
+        return f"{name}, which has joint attention, but text at places that are not supported yet"
     return f"{name}, which is not a model that rarelift knows"
 
 

@@ -32,28 +32,47 @@ class Family:
     """Class name of the transformer."""
     blocks: str
     """Attribute that holds the ModuleList."""
-    block: str
-    """Class name of its blocks."""
+    block: str | tuple[str, ...]
+    """Class name of its blocks, or the names that may stand there."""
     layout: Literal["dual", "packed"]
     """dual: the text is an argument of its own; packed: it is a span of the block's only sequence."""
     text: str
-    """Block argument that carries the text stream."""
-    token_dim: int = 1
-    """Dimension of the text stream that counts tokens."""
+    """Block argument that carries the text stream, or the sequence that holds it."""
+    span: Literal["first", "last"] = "first"
+    """Where the text is in a packed sequence, and in a mask over both streams."""
+    token_dim: Literal[0, 1] = 1
+    """Dimension of the stream that counts tokens; with 0, samples are on dimension 1."""
     returns: Literal[0, 1] | None = None
-    """Where the text is in the block's return; None when the block returns one tensor without it."""
+    """Where the stream of `text` is in the block's return; None when the block returns one tensor: of a packed block
+    the sequence, of a dual one the image without the text."""
     mask: str | None = None
-    """Block argument with the mask of valid text tokens; None when the model attends to padding."""
+    """Block argument with the mask of valid tokens, true or not 0 where valid: `[B, L]`, or `[B, S]` or `[B, 1, 1, S]`
+    over text and image; a dot leads into a dict. None when the model attends to padding."""
+    registers: int = 0
+    """Learned tokens in front of the text that no prompt has made."""
+    leading: str | None = None
+    """Transformer argument with image tokens that stand in front of the text, counted on dimension 1."""
+    spared: str | None = None
+    """Entry of the transformer's config with the number of last blocks that get no text."""
     batch: Literal["uncond_cond", "cond_uncond", "separate", "none"] = "none"
     """How the model call holds the branches of classifier-free guidance."""
     model_text: str = "encoder_hidden_states"
     """Transformer argument that carries the text."""
+    length: tuple[tuple[str, int, int], ...] = ()
+    """Of packed layouts: transformer arguments, dimensions and times, whose sizes add up to the length of the text;
+    `model_text` on dimension 1 when empty."""
     model_timestep: str = "timestep"
     """Transformer argument that carries the scheduler's timestep."""
+    timestep_scale: float | None = 1.0
+    """What that argument is multiplied by to get the scheduler's timestep; None when that is not known."""
     segments: tuple[Segment, ...] = ()
     """How the prompt becomes positions; empty when that is not known."""
     note: str = ""
     """What a user should know; shown by `rarelift.inspect`."""
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        return (self.block,) if isinstance(self.block, str) else self.block
 
 
 FAMILIES: dict[str, tuple[Family, ...]] = {}
@@ -64,12 +83,19 @@ def register(family: Family) -> None:
     """Make a list of joint blocks known; a row for the same model and list is replaced.
 
     Raises:
-        ValueError: the layout is not supported yet, or the row is for a model known not to be joint.
+        ValueError: a value of the row is not one that is known, or the row is for a model known not to be joint.
     """
-    if family.layout != "dual" or family.token_dim != 1:
+    for name, value, accepted in (
+        ("layout", family.layout, ("dual", "packed")),
+        ("span", family.span, ("first", "last")),
+        ("token_dim", family.token_dim, (0, 1)),
+        ("returns", family.returns, (None, 0, 1)),
+    ):
+        if value not in accepted:
+            raise ValueError(f"{family.model}.{family.blocks}: {name} must be one of {accepted}, got {value!r}")
+    if family.segments and (family.registers or family.leading or family.mask):
         raise ValueError(
-            f"{family.model}.{family.blocks}: only dual layouts with tokens on dimension 1 are supported so far, got "
-            f"layout={family.layout!r}, token_dim={family.token_dim}"
+            f"{family.model}.{family.blocks}: segments count from the first token of a stream without mask"
         )
     if family.model in CROSS_ATTENTION:
         raise ValueError(f"{family.model} has no joint attention: {CROSS_ATTENTION[family.model]}")
@@ -99,11 +125,13 @@ CROSS_ATTENTION: dict[str, str] = dict.fromkeys(
         "PixArtTransformer2DModel",
         "SanaTransformer2DModel",
         "SanaVideoTransformer3DModel",
+        "SanaWMLTX2RefinerTransformer3DModel",
         "SanaWMTransformer3DModel",
         "SkyReelsV2Transformer3DModel",
         "StableAudio3DiTModel",
         "StableAudioDiTModel",
         "Transformer2DModel",
+        "TransformerTemporalModel",
         "UNet2DConditionModel",
         "UNet3DConditionModel",
         "WanAnimate2Transformer3DModel",
@@ -116,12 +144,31 @@ CROSS_ATTENTION: dict[str, str] = dict.fromkeys(
     "DiTTransformer2DModel": "it is conditioned on a class label, not on text",
     "Kandinsky5Transformer3DModel": "text tokens attend to themselves only, and the visual blocks cross-attend to them",
     "Kandinsky6SRTransformer3DModel": "it takes no text",
+    "RFD4ProteinaTransformer": "it builds proteins and takes no text",
     "PriorTransformer": "its sequence holds text and an image embedding, not image tokens",
     "UNet2DModel": "it takes no text",
 }
 """Models known not to do joint attention, with the reason, for errors that explain."""
 
-register(
+NOT_YET = (
+    "BriaFibo2Transformer2DModel",
+    "Cosmos3OmniTransformer",
+    "Ideogram4Transformer2DModel",
+    "Lumina2Transformer2DModel",
+    "MiniMaxH3Transformer3DModel",
+    "OmniGenTransformer2DModel",
+    "QwenImage21Transformer2DModel",
+    "ZImageTransformer2DModel",
+)
+"""Joint models whose text lies at places of a sequence that differ by sample or are scattered, or have no batch."""
+
+_IMAGE_TOKENS = (
+    "the text stream of its {} variants holds image tokens that cannot be told from the words; they take part"
+)
+
+_PER_MILLE = 1000.0  # these pipelines divide the timestep by 1000
+
+_ROWS = (
     Family(
         model="SD3Transformer2DModel",
         blocks="transformer_blocks",
@@ -136,5 +183,305 @@ register(
         ),
         note="padding is attended to; the pooled text embedding also carries the caption, through AdaLN, and is not "
         "touched",
-    )
+    ),
+    *(
+        Family(
+            model=f"{name}Transformer2DModel",
+            blocks=blocks,
+            block=f"{name}{block}",
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=0,
+            timestep_scale=scale,
+            note=note,
+        )
+        for name, scale, note in (
+            ("Flux", _PER_MILLE, "the pooled CLIP embedding also carries the caption, and is not touched"),
+            ("LongCatImage", _PER_MILLE, _IMAGE_TOKENS.format("editing")),
+            ("OvisImage", _PER_MILLE, ""),
+            ("Bria", 1.0, ""),
+        )
+        for blocks, block in (
+            ("transformer_blocks", "TransformerBlock"),
+            ("single_transformer_blocks", "SingleTransformerBlock"),
+        )
+    ),
+    Family(
+        model="Flux2Transformer2DModel",
+        blocks="transformer_blocks",
+        block="Flux2TransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        timestep_scale=_PER_MILLE,
+    ),
+    Family(
+        model="Flux2Transformer2DModel",
+        blocks="single_transformer_blocks",
+        block="Flux2SingleTransformerBlock",
+        layout="packed",
+        text="hidden_states",
+        timestep_scale=_PER_MILLE,
+    ),
+    Family(
+        model="Flux3Transformer2DModel",
+        blocks="single_transformer_blocks",
+        block="Flux3SingleTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        timestep_scale=None,
+    ),
+    Family(
+        model="ChromaTransformer2DModel",
+        blocks="transformer_blocks",
+        block="ChromaTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        mask="attention_mask",
+        timestep_scale=_PER_MILLE,
+    ),
+    Family(
+        model="ChromaTransformer2DModel",
+        blocks="single_transformer_blocks",
+        block="ChromaSingleTransformerBlock",
+        layout="packed",
+        text="hidden_states",
+        mask="attention_mask",
+        timestep_scale=_PER_MILLE,
+    ),
+    Family(
+        model="QwenImageTransformer2DModel",
+        blocks="transformer_blocks",
+        block="QwenImageTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        mask="encoder_hidden_states_mask",
+        timestep_scale=_PER_MILLE,
+        note=_IMAGE_TOKENS.format("editing"),
+    ),
+    *(
+        Family(
+            model="HunyuanImageTransformer2DModel",
+            blocks=blocks,
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=1,
+            mask="attention_mask",
+            span="last",
+        )
+        for blocks, block in (
+            ("transformer_blocks", "HunyuanImageTransformerBlock"),
+            ("single_transformer_blocks", "HunyuanImageSingleTransformerBlock"),
+        )
+    ),
+    *(
+        Family(
+            model=model,
+            blocks=blocks,
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=1,
+            mask="attention_mask",
+            span="last",
+            leading=leading,
+            note=note,
+        )
+        for model, leading, note in (
+            ("HunyuanVideoTransformer3DModel", None, _IMAGE_TOKENS.format("image-to-video")),
+            ("HunyuanVideoFramepackTransformer3DModel", "image_embeds", ""),
+        )
+        for blocks, block in (
+            ("transformer_blocks", ("HunyuanVideoTransformerBlock", "HunyuanVideoTokenReplaceTransformerBlock")),
+            (
+                "single_transformer_blocks",
+                ("HunyuanVideoSingleTransformerBlock", "HunyuanVideoTokenReplaceSingleTransformerBlock"),
+            ),
+        )
+    ),
+    Family(
+        model="HunyuanVideo15Transformer3DModel",
+        blocks="transformer_blocks",
+        block="HunyuanVideo15TransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=1,
+        mask="attention_mask",
+        note=_IMAGE_TOKENS.format("image-to-video"),
+    ),
+    *(
+        Family(
+            model=model,
+            blocks="transformer_blocks",
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=1,
+        )
+        for model, block in (
+            ("CogVideoXTransformer3DModel", "CogVideoXBlock"),
+            ("ConsisIDTransformer3DModel", "ConsisIDBlock"),
+            ("CogView3PlusTransformer2DModel", "CogView3PlusTransformerBlock"),
+            ("EasyAnimateTransformer3DModel", "EasyAnimateTransformerBlock"),
+        )
+    ),
+    *(
+        Family(
+            model=model,
+            blocks="transformer_blocks",
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=1,
+            mask=mask,
+        )
+        for model, block, mask in (
+            ("CogView4Transformer2DModel", "CogView4TransformerBlock", "attention_mask"),
+            ("GlmImageTransformer2DModel", "GlmImageTransformerBlock", "attention_mask"),
+            ("MochiTransformer3DModel", "MochiTransformerBlock", "encoder_attention_mask"),
+        )
+    ),
+    Family(
+        model="AuraFlowTransformer2DModel",
+        blocks="joint_transformer_blocks",
+        block="AuraFlowJointTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        registers=8,
+        timestep_scale=_PER_MILLE,
+    ),
+    Family(
+        model="AuraFlowTransformer2DModel",
+        blocks="single_transformer_blocks",
+        block="AuraFlowSingleTransformerBlock",
+        layout="packed",
+        text="hidden_states",
+        registers=8,
+        timestep_scale=_PER_MILLE,
+    ),
+    Family(
+        model="HiDreamImageTransformer2DModel",
+        blocks="double_stream_blocks",
+        block="HiDreamBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=1,
+        model_text="encoder_hidden_states_t5",
+        model_timestep="timesteps",
+    ),
+    Family(
+        model="HiDreamImageTransformer2DModel",
+        blocks="single_stream_blocks",
+        block="HiDreamBlock",
+        layout="packed",
+        text="hidden_states",
+        span="last",
+        model_text="encoder_hidden_states_t5",
+        length=(("encoder_hidden_states_t5", 1, 1), ("encoder_hidden_states_llama3", 2, 2)),
+        model_timestep="timesteps",
+    ),
+    Family(
+        model="BriaFiboTransformer2DModel",
+        blocks="transformer_blocks",
+        block="BriaFiboTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        mask="joint_attention_kwargs.attention_mask",
+    ),
+    Family(
+        model="BriaFiboTransformer2DModel",
+        blocks="single_transformer_blocks",
+        block="BriaFiboSingleTransformerBlock",
+        layout="packed",
+        text="hidden_states",
+        mask="joint_attention_kwargs.attention_mask",
+    ),
+    Family(
+        model="JoyImageEditTransformer3DModel",
+        blocks="double_blocks",
+        block="JoyImageTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=1,
+        note=_IMAGE_TOKENS.format("editing"),
+    ),
+    Family(
+        model="JoyImageEditPlusTransformer3DModel",
+        blocks="double_blocks",
+        block="JoyImageEditPlusTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=1,
+        mask="attention_mask",
+        span="last",
+        note=_IMAGE_TOKENS.format("editing"),
+    ),
+    *(
+        Family(
+            model="MotifVideoTransformer3DModel",
+            blocks=blocks,
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=1,
+            mask="attention_mask",
+            span="last",
+            leading="image_embeds",
+            spared=spared,
+        )
+        for blocks, block, spared in (
+            ("transformer_blocks", "MotifVideoTransformerBlock", None),
+            ("single_transformer_blocks", "MotifVideoSingleTransformerBlock", "num_decoder_layers"),
+        )
+    ),
+    Family(
+        model="NucleusMoEImageTransformer2DModel",
+        blocks="transformer_blocks",
+        block="NucleusMoEImageTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        mask="attention_kwargs.attention_mask",
+        span="last",
+        timestep_scale=_PER_MILLE,
+        note="the text is not updated: each block reads the same states",
+    ),
+    Family(
+        model="PRXTransformer2DModel",
+        blocks="blocks",
+        block="PRXBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        mask="attention_mask",
+        timestep_scale=_PER_MILLE,
+        note="the text is not updated: each block reads the same states",
+    ),
+    Family(
+        model="Krea2Transformer2DModel",
+        blocks="transformer_blocks",
+        block="Krea2TransformerBlock",
+        layout="packed",
+        text="hidden_states",
+        mask="attention_mask",
+        timestep_scale=_PER_MILLE,
+    ),
+    Family(
+        model="ErnieImageTransformer2DModel",
+        blocks="layers",
+        block="ErnieImageSharedAdaLNBlock",
+        layout="packed",
+        text="x",
+        span="last",
+        token_dim=0,
+        mask="attention_mask",
+        model_text="text_bth",
+    ),
 )
+
+for _row in _ROWS:
+    register(_row)

@@ -1,0 +1,641 @@
+"""Every joint family of diffusers at tiny size: the real class, random weights, and one call's arguments.
+
+Parameters that start at zero (gates, output layers) are given values, or the text would not reach the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+B, L, N = 2, 7, 16  # samples, text tokens, image tokens
+STEPS = torch.tensor([500.0, 250.0])
+Arguments = dict[str, Any]
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape)
+
+
+def text(width: int = 16, length: int = L) -> Tensor:
+    return noise(B, length, width)
+
+
+def ragged() -> Tensor:
+    """A mask with two padded tokens in the second sample."""
+    mask = torch.ones(B, L, dtype=torch.bool)
+    mask[1, -2:] = False
+    return mask
+
+
+def ids(*sizes: int) -> Tensor:
+    return torch.zeros(*sizes)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One family: `blocks` is how many joint blocks it has, `prompt` the argument that carries the text (`more_text`
+    others that do), `mask` the one with its valid tokens."""
+
+    model: str
+    blocks: int
+    config: dict[str, Any]
+    call: Callable[[], Arguments]
+    prompt: str = "encoder_hidden_states"
+    mask: str | None = None
+    more_text: tuple[str, ...] = ()
+
+    def make(self, dtype: torch.dtype = torch.float32) -> Any:
+        torch.manual_seed(0)
+        model = getattr(diffusers, self.model)(**self.config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.numel() and (parameter == 0).all():
+                    parameter.normal_(std=0.2)
+        return model.to(dtype)
+
+    def arguments(self, dtype: torch.dtype = torch.float32) -> Arguments:
+        torch.manual_seed(1)
+        return cast(self.call(), dtype)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {k: cast(v, dtype) for k, v in value.items()}
+    if isinstance(value, list):
+        return [cast(v, dtype) for v in value]
+    return value
+
+
+HEADS = {"attention_head_dim": 16, "num_attention_heads": 2}
+FLUX = {"patch_size": 1, "in_channels": 4, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 16, **HEADS}
+HUNYUAN = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "mlp_ratio": 2.0,
+    "num_refiner_layers": 1,
+    "text_embed_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+}
+VIDEO = {
+    **HUNYUAN,
+    "num_single_layers": 2,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "guidance_embeds": True,
+    "pooled_projection_dim": 8,
+    "rope_axes_dim": (2, 2, 4),
+}
+COGVIDEO = {
+    **HEADS,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 8,
+    "text_embed_dim": 16,
+    "num_layers": 2,
+    "sample_width": 8,
+    "sample_height": 8,
+    "sample_frames": 8,
+    "patch_size": 2,
+    "temporal_compression_ratio": 4,
+    "max_text_seq_length": L,
+}
+COGVIEW = {
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "text_embed_dim": 16,
+    "time_embed_dim": 8,
+    "condition_dim": 4,
+}
+QWEN = {
+    **HEADS,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (8, 4, 4),
+}
+JOY = {
+    "patch_size": [1, 2, 2],
+    "in_channels": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "text_dim": 16,
+    "num_layers": 2,
+    "rope_dim_list": [4, 6, 6],
+    "theta": 256,
+}
+
+
+def flux(axes: int = 3, pooled: bool = True, **more: Any) -> Arguments:
+    return {
+        "hidden_states": noise(B, N, 4),
+        "encoder_hidden_states": text(),
+        "timestep": STEPS / 1000,
+        "img_ids": ids(N, axes),
+        "txt_ids": ids(L, axes),
+        **({"pooled_projections": noise(B, 16)} if pooled else {}),
+        **more,
+    }
+
+
+def both_streams() -> Tensor:
+    """The mask of `ragged` followed by as many image tokens."""
+    return torch.cat([ragged(), torch.ones(B, N, dtype=torch.bool)], 1)
+
+
+def fibo(blocks: int, **more: Any) -> Arguments:
+    return flux(pooled=False, text_encoder_layers=[text(12) for _ in range(blocks)], **more)
+
+
+def hunyuan_video(**more: Any) -> Arguments:
+    return {
+        "hidden_states": noise(B, 4, 1, 8, 8),
+        "timestep": STEPS,
+        "encoder_hidden_states": text(),
+        "encoder_attention_mask": ragged(),
+        "pooled_projections": noise(B, 8),
+        "guidance": torch.ones(B),
+        **more,
+    }
+
+
+def framepack() -> Arguments:
+    call = hunyuan_video(hidden_states=noise(B, 4, 3, 8, 8), image_embeds=noise(B, 3, 16))
+    call["indices_latents"] = torch.arange(3)
+    for name, frames in (("clean", 2), ("history_2x", 2), ("history_4x", 8)):
+        call[f"latents_{name}"] = noise(B, 4, frames, 8, 8)
+        call[f"indices_latents_{name}"] = torch.arange(frames)
+    return call
+
+
+def cogvideo() -> Arguments:
+    return {
+        "hidden_states": noise(B, 2, 4, 8, 8),
+        "encoder_hidden_states": text(),
+        "timestep": STEPS.long(),
+    }
+
+
+def cogview(**more: Any) -> Arguments:
+    return {
+        "hidden_states": noise(B, 4, 8, 8),
+        "encoder_hidden_states": text(),
+        "timestep": STEPS.long(),
+        "target_size": torch.full((B, 2), 8.0),
+        "crop_coords": torch.zeros(B, 2),
+        **more,
+    }
+
+
+def image(**more: Any) -> Arguments:
+    return {"hidden_states": noise(B, 4, 8, 8), "encoder_hidden_states": text(), "timestep": STEPS, **more}
+
+
+FAMILIES: dict[str, Tiny] = {
+    "SD3": Tiny(
+        "SD3Transformer2DModel",
+        3,
+        {
+            "sample_size": 8,
+            "patch_size": 2,
+            "in_channels": 4,
+            "num_layers": 3,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "joint_attention_dim": 16,
+            "caption_projection_dim": 32,
+            "pooled_projection_dim": 16,
+            "out_channels": 4,
+            "pos_embed_max_size": 8,
+            "dual_attention_layers": (0,),
+            "qk_norm": "rms_norm",
+        },
+        lambda: image(pooled_projections=noise(B, 16)),
+    ),
+    "Flux": Tiny("FluxTransformer2DModel", 4, {**FLUX, "axes_dims_rope": (4, 4, 8), "pooled_projection_dim": 16}, flux),
+    "Flux2": Tiny(
+        "Flux2Transformer2DModel",
+        3,
+        {
+            **FLUX,
+            "num_layers": 1,
+            "timestep_guidance_channels": 16,
+            "mlp_ratio": 2.0,
+            "axes_dims_rope": (4, 4, 4, 4),
+        },
+        lambda: flux(4, pooled=False, guidance=torch.ones(B), img_ids=ids(B, N, 4), txt_ids=ids(B, L, 4)),
+    ),
+    "Flux3": Tiny(
+        "Flux3Transformer2DModel",
+        2,
+        {
+            "in_channels": 4,
+            "cond_in_channels": 4,
+            "num_layers": 1,
+            "num_single_layers": 2,
+            "joint_attention_dim": 16,
+            "timestep_channels": 16,
+            "mlp_ratio": 2.0,
+            "axes_dims_rope": (4, 4, 4, 4),
+            **HEADS,
+        },
+        lambda: flux(4, pooled=False),
+    ),
+    "Chroma": Tiny(
+        "ChromaTransformer2DModel",
+        4,
+        {
+            **FLUX,
+            "axes_dims_rope": (4, 4, 8),
+            "approximator_num_channels": 8,
+            "approximator_hidden_dim": 16,
+            "approximator_layers": 1,
+        },
+        lambda: flux(pooled=False, attention_mask=both_streams()),
+        mask="attention_mask",
+    ),
+    "LongCatImage": Tiny(
+        "LongCatImageTransformer2DModel",
+        4,
+        {**FLUX, "axes_dims_rope": [4, 4, 8], "pooled_projection_dim": 16},
+        lambda: flux(pooled=False),
+    ),
+    "OvisImage": Tiny(
+        "OvisImageTransformer2DModel",
+        4,
+        {**FLUX, "axes_dims_rope": (4, 4, 8), "out_channels": 4},
+        lambda: flux(pooled=False),
+    ),
+    "Bria": Tiny("BriaTransformer2DModel", 4, {**FLUX, "axes_dims_rope": [4, 4, 8]}, lambda: flux(pooled=False)),
+    "BriaFibo": Tiny(
+        "BriaFiboTransformer2DModel",
+        4,
+        {**FLUX, "axes_dims_rope": [4, 4, 8], "text_encoder_dim": 12},
+        lambda: fibo(4),
+        more_text=("text_encoder_layers",),
+    ),
+    "BriaFibo, padded": Tiny(
+        "BriaFiboTransformer2DModel",
+        4,
+        {**FLUX, "axes_dims_rope": [4, 4, 8], "text_encoder_dim": 12},
+        lambda: fibo(4, joint_attention_kwargs={"attention_mask": both_streams()[:, None, None]}),
+        more_text=("text_encoder_layers",),
+    ),
+    "QwenImage": Tiny(
+        "QwenImageTransformer2DModel",
+        2,
+        QWEN,
+        lambda: {
+            "hidden_states": noise(B, N, 16),
+            "encoder_hidden_states": text(),
+            "encoder_hidden_states_mask": ragged(),
+            "timestep": STEPS / 1000,
+            "img_shapes": [[(1, 4, 4)]] * B,
+        },
+        mask="encoder_hidden_states_mask",
+    ),
+    "QwenImage, editing": Tiny(
+        "QwenImageTransformer2DModel",
+        2,
+        {**QWEN, "zero_cond_t": True},
+        lambda: {
+            "hidden_states": noise(B, 2 * N, 16),
+            "encoder_hidden_states": text(),
+            "timestep": STEPS / 1000,
+            "img_shapes": [[(1, 4, 4), (1, 4, 4)]] * B,
+        },
+    ),
+    "HunyuanImage": Tiny(
+        "HunyuanImageTransformer2DModel",
+        4,
+        {**HUNYUAN, "num_single_layers": 2, "patch_size": (1, 1), "text_embed_2_dim": 16, "rope_axes_dim": (4, 4)},
+        lambda: {
+            "hidden_states": noise(B, 4, 4, 4),
+            "timestep": STEPS,
+            "encoder_hidden_states": text(),
+            "encoder_attention_mask": ragged(),
+            "encoder_hidden_states_2": text(16, 4),
+            "encoder_attention_mask_2": torch.ones(B, 4, dtype=torch.bool),
+        },
+        mask="encoder_attention_mask",
+        more_text=("encoder_hidden_states_2",),
+    ),
+    "HunyuanVideo": Tiny("HunyuanVideoTransformer3DModel", 4, VIDEO, hunyuan_video, mask="encoder_attention_mask"),
+    "HunyuanVideo, image to video": Tiny(
+        "HunyuanVideoTransformer3DModel",
+        4,
+        {**VIDEO, "image_condition_type": "token_replace"},
+        hunyuan_video,
+        mask="encoder_attention_mask",
+    ),
+    "HunyuanVideo1.5": Tiny(
+        "HunyuanVideo15Transformer3DModel",
+        2,
+        {
+            **HUNYUAN,
+            "patch_size": 1,
+            "patch_size_t": 1,
+            "text_embed_2_dim": 8,
+            "image_embed_dim": 12,
+            "rope_axes_dim": (2, 2, 4),
+            "target_size": 16,
+            "task_type": "t2v",
+        },
+        lambda: {
+            "hidden_states": noise(B, 4, 1, 4, 4),
+            "timestep": STEPS,
+            "encoder_hidden_states": text(),
+            "encoder_attention_mask": ragged().long(),
+            "encoder_hidden_states_2": text(8, 4),
+            "encoder_attention_mask_2": torch.ones(B, 4, dtype=torch.long),
+            "image_embeds": torch.zeros(B, 3, 12),
+        },
+        mask="encoder_attention_mask",
+        more_text=("encoder_hidden_states_2",),
+    ),
+    "Framepack": Tiny(
+        "HunyuanVideoFramepackTransformer3DModel",
+        4,
+        {**VIDEO, "has_image_proj": True, "image_proj_dim": 16, "has_clean_x_embedder": True},
+        framepack,
+        mask="encoder_attention_mask",
+    ),
+    "CogVideoX": Tiny("CogVideoXTransformer3DModel", 2, COGVIDEO, cogvideo),
+    "ConsisID": Tiny("ConsisIDTransformer3DModel", 2, {**COGVIDEO, "is_train_face": False}, cogvideo),
+    "CogView3Plus": Tiny(
+        "CogView3PlusTransformer2DModel",
+        2,
+        {**COGVIEW, "attention_head_dim": 8, "pos_embed_max_size": 8, "sample_size": 8},
+        lambda: cogview(original_size=torch.full((B, 2), 8.0)),
+    ),
+    "CogView4": Tiny(
+        "CogView4Transformer2DModel",
+        2,
+        {**COGVIEW, "attention_head_dim": 16, "rope_axes_dim": (8, 8)},
+        lambda: cogview(original_size=torch.full((B, 2), 8.0)),
+    ),
+    "GlmImage": Tiny(
+        "GlmImageTransformer2DModel",
+        2,
+        {**COGVIEW, "attention_head_dim": 8, "prior_vq_quantizer_codebook_size": 16},
+        lambda: cogview(
+            prior_token_id=torch.zeros(B, N, dtype=torch.long), prior_token_drop=torch.zeros(B, dtype=torch.bool)
+        ),
+    ),
+    "Mochi": Tiny(
+        "MochiTransformer3DModel",
+        2,
+        {
+            "patch_size": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "num_layers": 2,
+            "pooled_projection_dim": 16,
+            "in_channels": 4,
+            "text_embed_dim": 16,
+            "time_embed_dim": 4,
+            "max_sequence_length": L,
+        },
+        lambda: {
+            "hidden_states": noise(B, 4, 2, 8, 8),
+            "encoder_hidden_states": text(),
+            "timestep": STEPS.long(),
+            "encoder_attention_mask": ragged(),
+        },
+        mask="encoder_attention_mask",
+    ),
+    "AuraFlow": Tiny(
+        "AuraFlowTransformer2DModel",
+        3,
+        {
+            "sample_size": 8,
+            "patch_size": 2,
+            "in_channels": 4,
+            "num_mmdit_layers": 1,
+            "num_single_dit_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "caption_projection_dim": 32,
+            "joint_attention_dim": 16,
+            "out_channels": 4,
+            "pos_embed_max_size": 64,
+        },
+        lambda: image(timestep=STEPS / 1000),
+    ),
+    "HiDream": Tiny(
+        "HiDreamImageTransformer2DModel",
+        3,
+        {
+            "patch_size": 2,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 1,
+            "num_single_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "caption_channels": [16, 12],
+            "text_emb_dim": 8,
+            "num_routed_experts": 2,
+            "num_activated_experts": 2,
+            "axes_dims_rope": (4, 2, 2),
+            "max_resolution": (8, 8),
+            "llama_layers": (0, 1, 1),
+            "force_inference_output": True,
+        },
+        lambda: {
+            "hidden_states": noise(B, 4, 8, 8),
+            "timesteps": STEPS.long(),
+            "encoder_hidden_states_t5": text(),
+            "encoder_hidden_states_llama3": noise(2, B, 5, 12),
+            "pooled_embeds": noise(B, 8),
+        },
+        prompt="encoder_hidden_states_t5",
+        more_text=("encoder_hidden_states_llama3",),
+    ),
+    "JoyImageEdit": Tiny(
+        "JoyImageEditTransformer3DModel",
+        2,
+        JOY,
+        lambda: {"hidden_states": noise(B, 4, 1, 4, 4), "timestep": STEPS, "encoder_hidden_states": text()},
+    ),
+    "JoyImageEditPlus": Tiny(
+        "JoyImageEditPlusTransformer3DModel",
+        2,
+        JOY,
+        lambda: {
+            "hidden_states": noise(B, 2, 4, 1, 2, 2),
+            "timestep": STEPS,
+            "encoder_hidden_states": text(),
+            "encoder_hidden_states_mask": ragged().float(),
+            "shape_list": [[(1, 1, 1), (1, 1, 1)]] * B,
+        },
+        mask="encoder_hidden_states_mask",
+    ),
+    "MotifVideo": Tiny(
+        "MotifVideoTransformer3DModel",
+        4,
+        {
+            "in_channels": 5,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "num_layers": 2,
+            "num_single_layers": 3,
+            "num_decoder_layers": 1,
+            "mlp_ratio": 2.0,
+            "patch_size": 1,
+            "patch_size_t": 1,
+            "text_embed_dim": 16,
+            "image_embed_dim": 4,
+            "rope_axes_dim": (4, 4, 4),
+            "enable_text_cross_attention_dual": True,
+            "enable_text_cross_attention_single": True,
+        },
+        lambda: {
+            "hidden_states": noise(B, 5, 1, 4, 4),
+            "encoder_hidden_states": text(),
+            "timestep": STEPS.long(),
+            "encoder_attention_mask": ragged(),
+        },
+        mask="encoder_attention_mask",
+    ),
+    "EasyAnimate": Tiny(
+        "EasyAnimateTransformer3DModel",
+        3,
+        {
+            **HEADS,
+            "in_channels": 4,
+            "out_channels": 4,
+            "mmdit_layers": 2,
+            "num_layers": 3,
+            "patch_size": 2,
+            "sample_height": 60,
+            "sample_width": 90,
+            "text_embed_dim": 16,
+            "time_embed_dim": 8,
+            "time_position_encoding_type": "3d_rope",
+        },
+        lambda: {
+            "hidden_states": noise(B, 4, 2, 8, 8),
+            "timestep": STEPS.long(),
+            "encoder_hidden_states": text(),
+        },
+    ),
+    "NucleusMoE": Tiny(
+        "NucleusMoEImageTransformer2DModel",
+        2,
+        {
+            **QWEN,
+            "num_attention_heads": 4,
+            "moe_enabled": False,
+            "capacity_factors": [8.0, 8.0],
+        },
+        lambda: {
+            "hidden_states": noise(B, N, 16),
+            "encoder_hidden_states": text(),
+            "encoder_hidden_states_mask": ragged(),
+            "timestep": STEPS / 1000,
+            "img_shapes": [(1, 4, 4)] * B,
+        },
+        mask="encoder_hidden_states_mask",
+    ),
+    "PRX": Tiny(
+        "PRXTransformer2DModel",
+        2,
+        {
+            "in_channels": 4,
+            "patch_size": 2,
+            "context_in_dim": 16,
+            "hidden_size": 16,
+            "mlp_ratio": 2.0,
+            "num_heads": 2,
+            "depth": 2,
+            "axes_dim": [4, 4],
+        },
+        lambda: image(timestep=STEPS / 1000, attention_mask=ragged()),
+        mask="attention_mask",
+    ),
+    "Krea2": Tiny(
+        "Krea2Transformer2DModel",
+        2,
+        {
+            "in_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 32,
+            "timestep_embed_dim": 8,
+            "text_hidden_dim": 8,
+            "num_text_layers": 3,
+            "text_num_attention_heads": 2,
+            "text_num_key_value_heads": 1,
+            "text_intermediate_size": 16,
+            "num_layerwise_text_blocks": 1,
+            "num_refiner_text_blocks": 1,
+            "axes_dims_rope": (4, 2, 2),
+        },
+        lambda: {
+            "hidden_states": noise(B, N, 4),
+            "encoder_hidden_states": noise(B, L, 3, 8),
+            "timestep": STEPS / 1000,
+            "position_ids": ids(L + N, 3),
+            "encoder_attention_mask": ragged(),
+        },
+        mask="encoder_attention_mask",
+    ),
+    "ErnieImage": Tiny(
+        "ErnieImageTransformer2DModel",
+        2,
+        {
+            "hidden_size": 16,
+            "num_attention_heads": 1,
+            "num_layers": 2,
+            "ffn_hidden_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "patch_size": 1,
+            "text_in_dim": 12,
+            "rope_axes_dim": (8, 4, 4),
+        },
+        lambda: {
+            "hidden_states": noise(B, 4, 4, 4),
+            "timestep": STEPS,
+            "text_bth": text(12),
+            "text_lens": ragged().sum(1),
+        },
+        prompt="text_bth",
+        mask="text_lens",
+    ),
+}
+
+
+def _packed(name: str, blocks: int, **config: Any) -> Tiny:
+    """A family without its dual blocks, which mix text into the image before the packed ones read it."""
+    tiny = FAMILIES[name]
+    return replace(tiny, blocks=blocks, config={**tiny.config, **config})
+
+
+FAMILIES |= {
+    "Flux2, packed": _packed("Flux2", 2, num_layers=0),
+    "Chroma, packed": _packed("Chroma", 2, num_layers=0),
+    "BriaFibo, packed": replace(_packed("BriaFibo", 2, num_layers=0), call=lambda: fibo(2)),
+    "AuraFlow, packed": _packed("AuraFlow", 2, num_mmdit_layers=0),
+    "HiDream, packed": _packed("HiDream", 2, num_layers=0, llama_layers=(0, 1)),
+}
