@@ -131,7 +131,7 @@ def table_of_models() -> str:
     for name in sorted(n for n in FAMILIES if hasattr(diffusers, n)):
         rows = FAMILIES[name]
         lists = ", ".join(f"`{f.blocks}`" for f in rows)
-        layouts = ", ".join(dict.fromkeys(f.layout for f in rows))
+        layouts = ", ".join(dict.fromkeys("scattered" if f.scattered else f.layout for f in rows))
         lines.append(f"| {name} | {lists} | {layouts} | {'yes' if any(f.mask for f in rows) else 'no'} |")
     return "\n".join(lines)
 

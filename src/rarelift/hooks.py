@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .lifting import Lift
+from .spans import RESOLVERS
 from .streams import Family
 from .tokens import read
 from .variance import factors, spread_by, take_off
@@ -137,7 +139,10 @@ def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
     if lift.active:
         text = _argument(link, family.model_text, args, kwargs)
         lift.begin(text, _argument(link, family.model_timestep, args, kwargs))
-        if lift.packed is not None:
+        if family.scattered is not None:
+            call = {**{name: args[i] for name, i in link.at.items() if i < len(args)}, **kwargs}
+            lift.places = RESOLVERS[family.scattered](call)
+        elif lift.packed is not None:
             sizes = lift.packed.length or ((lift.packed.model_text, 1, 1),)
             lift.length = sum(_argument(link, name, args, kwargs).shape[dim] * times for name, dim, times in sizes)
         if family.leading is not None:
@@ -158,7 +163,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         first, last = _text_span(lift, family, stream)
         z = _cut(stream, family, first, last)
         scale, share = lift.live_scale, lift.live_share
-        valid = _valid(link, args, kwargs, stream, first, last) if lift.masked else None
+        valid = _valid(link, args, kwargs, stream, first, last)
         if valid is not None:
             scale, share = factors(scale, valid, z)
         lifted = spread_by(z, scale, share)
@@ -184,6 +189,8 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
 def _text_span(lift: Lift, family: Family, stream: Tensor) -> tuple[int, int]:
     """First and one past the last text token of a block's stream."""
     total = stream.shape[family.token_dim]
+    if family.scattered is not None:
+        return 0, total
     before = family.registers + (lift.leading if family.leading is not None else 0)
     if family.layout == "dual":
         return min(before, total), total
@@ -207,9 +214,12 @@ def _paste(stream: Tensor, text: Tensor, family: Family, first: int, last: int) 
 def _valid(
     link: Link, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor, first: int, last: int
 ) -> Tensor | None:
-    """The mask of the text tokens, `[B, L]`, where the block was given one."""
-    family = link.family
-    if family.mask is None:
+    """Which tokens between `first` and `last` are text and take part, `[B, L]`; None for all."""
+    family, total = link.family, stream.shape[link.family.token_dim]
+    if family.scattered is not None:
+        places = link.lift.places[:, :total]
+        return F.pad(places, (0, total - places.shape[1]))
+    if family.mask is None or not link.lift.masked:
         return None
     name, _, key = family.mask.partition(".")
     mask: Any = _argument(link, name, args, kwargs)
@@ -218,7 +228,6 @@ def _valid(
     if mask is None:
         return None
     mask = mask.flatten(1)
-    total = stream.shape[family.token_dim]
     if family.layout == "dual":  # a mask over both streams, or over this one alone
         mask = mask[:, :total] if family.span == "first" else mask[:, mask.shape[1] - total :]
     valid: Tensor = mask[:, first:last] != 0

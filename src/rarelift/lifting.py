@@ -21,6 +21,7 @@ from .variance import factors
 
 if TYPE_CHECKING:
     import weakref
+    from collections.abc import Sequence
 
 _EVER = (math.inf, -math.inf)
 _ONE_CALL = ("uncond_cond", "cond_uncond")
@@ -42,6 +43,7 @@ class Lift:
         # read in traced code: plain flags and tensors
         self.carry = settings.carry
         self.masked = settings.tokens == "valid"
+        self.places = torch.zeros(1, 0, dtype=torch.bool)  # of the text in the call under way, where it is scattered
         self.length = self.leading = 0  # of the text, and of the image tokens before it, in the call under way
         self.guided = False
         self.uniform = True
@@ -106,22 +108,28 @@ class Lift:
         self.traced_calls = self.traced_calls.to(device)
         self.share = None if self.share is None else self.share.to(device)
 
-    def begin(self, text: Tensor, timestep: object) -> None:
-        """Set what the blocks of one call read. Traced under torch.compile; branches on shapes only."""
+    def begin(self, text: Tensor | Sequence[Any], timestep: object) -> None:
+        """Set what the blocks of one call read. Traced under torch.compile; branches on shapes only.
+
+        `text` has one row per sample of the batch, or is a list of samples.
+        """
         if self.missing is not None:
             raise RuntimeError(
                 f"{self.missing}: this call did not come from the pipeline that rarelift.apply was given"
             )
-        if self.traced_calls.device != text.device:
-            self.to(text.device)
-        scale = self._rows(self.scale, text.shape[0])
+        rows, first = len(text), text
+        while not isinstance(first, Tensor):
+            first = first[0]
+        if self.traced_calls.device != first.device:
+            self.to(first.device)
+        scale = self._rows(self.scale, rows)
         if isinstance(timestep, Tensor) and (torch.compiler.is_compiling() or self.windowed):
             t = timestep.detach().to(self.window).reshape(-1, 1, 1)
             if self.family.timestep_scale is not None:
                 t = t * self.family.timestep_scale
             scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
         self.live_scale = scale
-        self.live_share = None if self.share is None else self._rows(self.share, text.shape[0])
+        self.live_share = None if self.share is None else self._rows(self.share, rows)
 
     def count(self) -> None:
         """A block was lifted. Traced under torch.compile."""

@@ -40,6 +40,8 @@ class Family:
     """Block argument that carries the text stream, or the sequence that holds it."""
     span: Literal["first", "last"] = "first"
     """Where the text is in a packed sequence, and in a mask over both streams."""
+    scattered: str | None = None
+    """Of packed layouts: the function of `spans` that says where the text is, when it is no one span."""
     token_dim: Literal[0, 1] = 1
     """Dimension of the stream that counts tokens; with 0, samples are on dimension 1."""
     returns: Literal[0, 1] | None = None
@@ -153,14 +155,10 @@ CROSS_ATTENTION: dict[str, str] = dict.fromkeys(
 NOT_YET = (
     "BriaFibo2Transformer2DModel",
     "Cosmos3OmniTransformer",
-    "Ideogram4Transformer2DModel",
-    "Lumina2Transformer2DModel",
-    "MiniMaxH3Transformer3DModel",
     "OmniGenTransformer2DModel",
     "QwenImage21Transformer2DModel",
-    "ZImageTransformer2DModel",
 )
-"""Joint models whose text lies at places of a sequence that differ by sample or are scattered, or have no batch."""
+"""Joint models whose text is interleaved with images, summarised, or without a batch."""
 
 _IMAGE_TOKENS = (
     "the text stream of its {} variants holds image tokens that cannot be told from the words; they take part"
@@ -469,6 +467,49 @@ _ROWS = (
         text="hidden_states",
         mask="attention_mask",
         timestep_scale=_PER_MILLE,
+    ),
+    *(
+        Family(
+            model=model,
+            blocks=blocks,
+            block=block,
+            layout="packed",
+            text=sequence,
+            scattered=scattered,
+            model_text=model_text,
+            model_timestep=timestep,
+            timestep_scale=None,
+        )
+        for model, blocks, block, sequence, scattered, model_text, timestep in (
+            (
+                "Lumina2Transformer2DModel",
+                "layers",
+                "Lumina2TransformerBlock",
+                "hidden_states",
+                "in_front",
+                "encoder_hidden_states",
+                "timestep",
+            ),
+            (
+                "Ideogram4Transformer2DModel",
+                "layers",
+                "Ideogram4TransformerBlock",
+                "hidden_states",
+                "indicated",
+                "encoder_hidden_states",
+                "timestep",
+            ),
+            (
+                "MiniMaxH3Transformer3DModel",
+                "transformer_blocks",
+                "MiniMaxH3TransformerBlock",
+                "hidden_states",
+                "tagged",
+                "encoder_hidden_states",
+                "timestep",
+            ),
+            ("ZImageTransformer2DModel", "layers", "ZImageTransformerBlock", "x", "z_image", "cap_feats", "t"),
+        )
     ),
     Family(
         model="ErnieImageTransformer2DModel",
