@@ -21,6 +21,7 @@ help:
 venv: $(STAMP)
 
 # torch comes first and alone, at its exact version: that takes a local CPU wheel where pip is told of one, while a
+# looser requirement would fetch the newest build with its CUDA packages
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rarelift needs Python 3.10 or newer, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }

@@ -28,6 +28,7 @@ from rarelift import pipelines
 from rarelift.menagerie import PIPELINE
 from rarelift.menagerie.judge import Judge
 from rarelift.menagerie.suite import MenageriePrompt, Split, Suite, prompts
+from rarelift.menagerie.train import bf16_is_fast
 from rarelift.settings import Spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -86,8 +87,7 @@ class Artist:
 
     @cached_property
     def untouched(self) -> pipelines.Model:
-        fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        model = pipelines.load(self.drawing.model, dtype=torch.bfloat16 if fast else torch.float32)
+        model = pipelines.load(self.drawing.model, dtype=torch.bfloat16 if bf16_is_fast() else torch.float32)
         if self.drawing.compiled:
             model.pipe.transformer.compile()
         return model

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import shutil
 import subprocess
 import sys
 import types
@@ -617,6 +618,25 @@ def test_import_does_no_work() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_under_autocast(pipe: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = draw(pipe)
+        handle = rarelift.apply(pipe, alpha=1.0)
+        assert torch.equal(draw(pipe), plain)
+        handle.set(alpha=1.5)
+        assert not torch.equal(draw(pipe), plain)
+        assert draw(pipe).isfinite().all()
+
+
+def test_a_prompt_is_taken_away_again(pipe: Any) -> None:
+    handle = rarelift.apply(pipe, tokens=("lion",), prompt=PROMPT)
+    assert handle._lift.prompt == (PROMPT,)
+    handle.set(alpha=1.2)
+    assert handle._lift.prompt == (PROMPT,)
+    handle.set(prompt=None)
+    assert handle._lift.prompt is None
+
+
 # ---------------------------------------------------------------- torch.compile
 
 
@@ -660,6 +680,7 @@ def test_compiled(pipe: Any, style: str, lift_first: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_compiled_by_inductor(pipe: Any) -> None:
     """The default backend fuses, so it rounds differently; what it computes and when it compiles must not differ."""

@@ -78,6 +78,9 @@ def test_help_has_an_example(command: list[str]) -> None:
         (["generate", "a purple zebra"], "no word 'zebra'"),
         (["generate", "a purpel lion"], "did you mean purple"),
         (["generate", PROMPT, "--alpha", "nan"], "alpha must be finite"),
+        (["generate", PROMPT, "--guidance", "nan"], "guidance_scale must be a finite number"),
+        (["generate", PROMPT, "--out", "cat.jpg"], "pictures are PNGs"),
+        (["demo", "--out", "cat.jpg"], "ends with .png"),
         (["generate", PROMPT, "--alpha", "-1"], "alpha must be >= 0"),
         (["generate", PROMPT, "--alpha", "much"], "Invalid value for '--alpha'"),
         (["generate", PROMPT, "--blocks", "0-99"], "blocks holds"),
@@ -114,7 +117,7 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     refused("generate", PROMPT, "--model", tmp_path / "model", says=f"{weights.name} cannot be read")
     weights.unlink()
-    refused("generate", PROMPT, "--model", tmp_path / "model", says="cannot load")
+    refused("generate", PROMPT, "--model", tmp_path / "model", says="lacks")
 
 
 def interrupted(*arguments: object, after: str) -> subprocess.CompletedProcess[str]:
@@ -162,3 +165,33 @@ def test_the_allocator_is_set_before_torch_starts() -> None:
     )
     assert done.returncode == 0
     assert done.stdout.strip().count(".") == 2
+
+
+def test_no_command_shows_the_help_and_no_error() -> None:
+    done = rarelift()
+    assert done.returncode == 2
+    assert "Usage" in done.stdout + done.stderr
+    assert "error:" not in done.stderr
+
+
+def test_files_beside_the_user_are_not_imported(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "rarelift"
+    for name in ("typer.py", "random.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported the file beside the user')")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, cwd=tmp_path, env=clean, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_failing_machine_gets_one_line(tmp_path: Path) -> None:
+    code = """
+import rarelift.cli, rarelift.pipelines
+def load(*_):
+    raise RuntimeError("out of memory\\nand more")
+rarelift.pipelines.load = load
+rarelift.cli.main()
+"""
+    command, here = [sys.executable, "-c", code, "inspect"], os.environ | {"MALLOC_TOP_PAD_": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=here, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: out of memory (RARELIFT_TRACEBACK=1 shows where)")

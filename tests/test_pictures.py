@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarelift.pictures import check_writable, grid, read_metadata, save
+from rarelift.pictures import check_suffix, check_writable, grid, read_metadata, save
 
 RED, BLUE, GRAY, BLACK = (200, 0, 0), (0, 0, 200), (120, 120, 120), (0, 0, 0)
 
@@ -92,7 +92,17 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 
 def test_a_writable_path_is_left_alone(tmp_path: Path) -> None:
     check_writable(tmp_path / "deep" / "a.png")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "deep"]
+    assert not list(tmp_path.rglob("*"))
+    save(picture(), tmp_path / "deep" / "a.png", {})
+    assert (tmp_path / "deep" / "a.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "folder/a.webp"])
+def test_other_formats_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"pictures are PNGs.*a\.\w+$"):
+        check_suffix(Path(name))
+    check_suffix(Path("a.png"))
+    check_suffix(Path("pictures.v2"))
 
 
 # ---------------------------------------------------------------------------------------------- grids

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import rarelift
 from rarelift import pipelines
 from rarelift.anatomy import captured
 from rarelift.pipelines import Model, ModelError, load, text_to_image
@@ -209,3 +210,41 @@ def test_missing_weights_are_named(folder: Path, part: str) -> None:
     weights.unlink()
     message = refused(folder).replace(str(folder), "")
     assert part in message
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("tokenizer", "tokenizer_config.json"),
+        ("text_encoder", "config.json"),
+        ("transformer", "config.json"),
+        ("transformer", "diffusion_pytorch_model.safetensors"),
+        ("vae", "diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_part_without_a_file_it_needs_is_named(folder: Path, part: str, file: str) -> None:
+    (folder / part / file).unlink()
+    said = refused(folder)
+    assert str(folder / part) in said
+    assert ("safetensors" if file.endswith("safetensors") else file) in said
+
+
+def test_a_vocabulary_that_is_empty_is_named(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert str(folder / "tokenizer" / "tokenizer.json") in refused(folder)
+
+
+def test_the_folder_above_the_pipeline_is_told_from_it(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "weights" / "pipeline")
+    assert str(tmp_path / "weights" / "pipeline") in refused(tmp_path / "weights")
+
+
+def test_numbers_that_are_none_are_refused(model: Model) -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="guidance_scale must be a finite number"):
+            text_to_image(model, ["a lion"], [0], guidance_scale=value)
+
+
+def test_a_picture_of_nan_is_an_error(model: Model) -> None:
+    with rarelift.apply(model.pipe, alpha=1e30), pytest.raises(FloatingPointError, match="came out as NaN"):
+        text_to_image(model, ["a lion"], [0])

@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from rarelift import streams
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,6 +72,7 @@ def test_readme_shows_code_that_runs() -> None:
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block after block in one namespace, as a reader would type them, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(streams, "FAMILIES", dict(streams.FAMILIES))
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in python_blocks(page):
         if block.not_run is not None:
@@ -85,6 +88,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         place = (page.parent / target).resolve()
         assert place.is_relative_to(ROOT), f"{page.name} links to {target}, outside the repository"
         assert place.exists(), f"{page.name} links to {target}, which does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_said_to_be_printed_is_printed(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of blocks in which each print has a comment behind it; a comment may say more after a colon."""
+    for block in python_blocks(page):
+        told = [line.partition("#")[2].strip() for line in block.code.splitlines() if line.startswith("print(")]
+        if block.not_run is not None or not told or not all(told):
+            continue
+        exec(compile(block.code, str(page), "exec"), {})
+        printed = capsys.readouterr().out.splitlines()
+        assert [text.partition(":")[0] for text in told] == printed
 
 
 def test_a_page_is_read_as_markdown() -> None:

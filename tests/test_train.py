@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,8 @@ def test_the_text_stream_is_the_pipelines_own(exported: Path) -> None:
     assert torch.equal(ours_pooled, pooled)
 
 
-def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("presses", "says"), [(1, "at step 6 of 12"), (2, "at once; .* from the last save")])
+def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path: Path, presses: int, says: str) -> None:
     def stage(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
         run = run_in(folder)
         torch.manual_seed(0)
@@ -72,7 +75,8 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path: Path) -> Non
 
         def loss_of(step: int) -> torch.Tensor:
             if step == stop_at:
-                raise KeyboardInterrupt
+                for _ in range(presses):
+                    signal.raise_signal(signal.SIGINT)
             run.rng("line", step)
             x = torch.randn(8, 3)
             return (networks["line"](x) - x.sum(1, keepdim=True)).square().mean()
@@ -81,11 +85,61 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path: Path) -> Non
         return networks.state_dict()
 
     whole = stage(tmp_path / "whole", None)
-    with pytest.raises(Stopped, match="step 5 of 12"):
+    with pytest.raises(Stopped, match=says):
         stage(tmp_path / "parts", 5)
     resumed = stage(tmp_path / "parts", None)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert not [p for p in (tmp_path / "parts").iterdir() if p.name.startswith(".")]
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    train.train_text(run)
+    with pytest.raises(ValueError, match=r"text\.pt was trained with seed 0, this run has seed 7"):
+        train.train_text(dataclasses.replace(run, seed=7))
+    with pytest.raises(ValueError, match=r"text\.pt was trained with preset tiny, this run has preset cpu"):
+        train.train_text(dataclasses.replace(run, preset_name="cpu"))
+    path = tmp_path / "text.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"text\.pt cannot be read .* remove it"):
+        train.train_text(run)
+
+
+def test_models_do_not_take_the_place_of_other_things(tmp_path: Path, exported: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for out, says in ((tmp_path, "holds other things"), (tmp_path / "thesis.txt", "is a file")):
+        with pytest.raises(ValueError, match=says):
+            train.train(run_in(tmp_path / "run"), out)
+    with pytest.raises(OSError, match="cannot write models to"):
+        train.train(run_in(tmp_path / "run"), tmp_path / "thesis.txt" / "models")
+    assert not (tmp_path / "run").exists()  # known before anything is trained
+    train.check_out(tmp_path / "new" / "models")
+    train.check_out(exported)
+
+
+def test_a_failed_export_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "training.json").write_text("former")
+    real = os.replace
+
+    def broken(source: Path, target: Path) -> None:
+        if target == folder and not str(source).endswith(".old"):
+            raise OSError("no space")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="no space"), train._replaced(folder) as new:
+        (new / "training.json").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+    assert (folder / "training.json").read_text() == "former"
+
+
+def test_no_compiler_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler .* --no-compile"):
+        Run(tmp_path, "tiny")
+    Run(tmp_path, "tiny", compile=False)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
@@ -102,7 +156,7 @@ def test_a_checkpoint_of_another_length_is_refused(tmp_path: Path) -> None:
     longer = dataclasses.replace(recipe.PRESETS["tiny"], text_steps=3)
     recipe.PRESETS["longer"] = longer
     try:
-        with pytest.raises(ValueError, match="was trained for 2 steps"):
+        with pytest.raises(ValueError, match="trained with (preset tiny|steps 2)"):
             train.train_text(dataclasses.replace(run, preset_name="longer"))
     finally:
         del recipe.PRESETS["longer"]

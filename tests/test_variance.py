@@ -176,3 +176,17 @@ def test_traces_without_breaks_or_recompilation() -> None:
         alpha.fill_(value)
         torch.testing.assert_close(compiled(z, alpha, weights), spread(z, alpha, weights))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    z = torch.randn(2, 5, 8).to(dtype)
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.5])
+    for alpha in (1.0, 1.7):
+        expected = spread(z, alpha, weights)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = spread(z, alpha, weights)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result, expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-5)
+        if alpha == 1:
+            assert torch.equal(result, z)

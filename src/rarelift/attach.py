@@ -42,7 +42,8 @@ def apply(
         target: a diffusers pipeline, or its transformer, compiled or not.
         alpha, carry, tokens, blocks, start, stop, branch: see `Spread`.
         prompt: the text behind `prompt_embeds`, for calls that pass embeddings instead of words.
-        settings: all of them in one object, in place of the single keywords.
+        settings: all of them in one object, in place of the single keywords; one of these beside it that differs from
+            its default is an error.
 
     Returns:
         A `Handle`, also a context manager that removes on exit.

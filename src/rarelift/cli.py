@@ -180,7 +180,9 @@ def _with_allocator() -> None:
     """Start again with the allocator settings, unless they are there already or do not apply."""
     if sys.platform != "linux" or any(key in os.environ for key in _ALLOCATOR):
         return
-    os.execve(sys.executable, [sys.executable, "-m", "rarelift.cli", *sys.argv[1:]], {**os.environ, **_ALLOCATOR})
+    # not -m, which would import what lies in the current folder
+    code = "import sys; sys.path[:] = filter(None, sys.path); from rarelift.cli import main; main()"
+    os.execve(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]], {**os.environ, **_ALLOCATOR})
 
 
 def main() -> None:
@@ -194,9 +196,15 @@ def main() -> None:
     except typer.Abort:
         _fail("interrupted; nothing half-written is left", _INTERRUPTED)
     except _UsageError as error:
+        if not error.format_message():  # the help was asked for by giving nothing, and is printed
+            sys.exit(2)
         _fail(error.format_message(), 2)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         _fail(str(error), 1)
+    except RuntimeError as error:  # out of memory, a full disk, a compiler that fails
+        if os.environ.get("RARELIFT_TRACEBACK"):
+            raise
+        _fail(f"{next(iter(str(error).splitlines()), type(error).__name__)} (RARELIFT_TRACEBACK=1 shows where)", 1)
     except Exception as error:
         if type(error).__name__ != "Stopped":  # its module is heavy and only `train` has imported it
             raise

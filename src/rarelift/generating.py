@@ -45,12 +45,14 @@ def generate(
 
     Returns the paths written.
     """
+    pictures.check_suffix(out)
     single = out.suffix.lower() == ".png"
     if single and len(seeds) > 1 and not compare:
         raise ValueError(f"{len(seeds)} pictures do not fit into one file {out}; give a folder or --compare")
     stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    alpha = "-".join(f"{a:g}" for a in np.atleast_1d(settings.alpha))
     names = ["compare"] if compare else [f"seed{seed}" for seed in seeds]
-    paths = [out] if single else [out / f"{stem}-{name}.png" for name in names]
+    paths = [out] if single else [out / f"{stem}-alpha{alpha}-{name}.png" for name in names]
     if model_name == pipelines.BUNDLED:
         check_prompt(prompt)
     for path in paths:
@@ -59,7 +61,8 @@ def generate(
     record = {"prompt": prompt, "model": model_name, "settings": settings.to_dict(), "call": {**model.defaults, **call}}
     texts = [prompt] * len(seeds)
     with tqdm(desc="drawing", total=len(seeds) * (1 + compare), leave=False) as bar:
-        kwargs = {"on_batch": bar.update, **call}
+        # a released model fills the memory with one picture
+        kwargs = {"on_batch": bar.update, "batch_size": 16 if model.bundled else 1, **call}
         plain = pipelines.text_to_image(model, texts, seeds, **kwargs) if compare else []
         with attach.apply(model.pipe, settings=settings):
             lifted = pipelines.text_to_image(model, texts, seeds, **kwargs)
@@ -91,6 +94,9 @@ def demo(settings: Spread, out: Path, *, n: int, guidances: Sequence[float], sho
         out: the PNG to write.
         guidances: guidance_scale values; two rows of the picture and three of the table for each.
     """
+    stats.require()
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"the picture is a PNG; give a file that ends with .png, not {out}")
     chosen = suite.prompts("rare", n, split="report")
     texts, things, seeds = [p.text for p in chosen], [p.thing for p in chosen], list(range(n))
     pictures.check_writable(out)

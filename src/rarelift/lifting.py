@@ -61,10 +61,13 @@ class Lift:
         return {**vars(self), "pipe": None}  # a copy belongs to another pipeline; its tap tells which
 
     def refill(
-        self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = None
+        self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = ()
     ) -> None:
-        """Work out the tensors from the settings and what is known of the call; on error nothing has changed."""
-        settings, prompt = settings or self.settings, prompt or self.prompt
+        """Work out the tensors from the settings and what is known of the call; on error nothing has changed.
+
+        Settings and prompt stay as they are when not given; None takes the prompt away.
+        """
+        settings, prompt = settings or self.settings, self.prompt if prompt == () else prompt
         _refuse(settings, self.family)
         reading = self._usable(prompt)
         unknown = _unknown(settings, reading, self.steps)

@@ -22,10 +22,10 @@ _INK, _PAPER, _GOOD, _BAD = (30, 30, 40), (255, 255, 255), (40, 150, 70), (205, 
 
 
 def check_writable(path: Path) -> None:
-    """Raise OSError in plain words if `path` cannot be written; makes the folder it stands in."""
+    """Raise OSError in plain words if `path` cannot be written; makes nothing."""
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
@@ -33,9 +33,16 @@ def check_writable(path: Path) -> None:
         raise OSError(f"cannot write {path}: it is a folder")
 
 
+def check_suffix(path: Path) -> None:
+    """Raise ValueError for a file name of another picture format: settings travel in PNGs."""
+    if path.suffix.lower() in Image.registered_extensions() and path.suffix.lower() != ".png":
+        raise ValueError(f"pictures are PNGs, with their settings inside; give a .png file or a folder, not {path}")
+
+
 def save(image: Image.Image, path: Path, metadata: dict[str, Any]) -> None:
     """Write a PNG with `metadata` and package versions as JSON in its `rarelift` text chunk, whole or not at all."""
     check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()
     versions = {"rarelift": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
     info.add_itxt(KEY, json.dumps({**metadata, "versions": versions}))

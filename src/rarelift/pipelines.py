@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 BUNDLED = "menagerie"
 GENERATION = "generation.json"  # call defaults of a model, beside its model_index.json
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+_NOT_NETWORKS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "FeatureExtractor")
+_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 class ModelError(ValueError):
@@ -58,7 +62,7 @@ def load(model: str = BUNDLED, *, dtype: torch.dtype | None = None, device: str 
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-    folder = PIPELINE if model == BUNDLED else Path(model)
+    folder = PIPELINE if model == BUNDLED else Path(model).expanduser()
     absent: dict[str, None] = {}
     if folder.is_dir():
         absent = _check_folder(folder)
@@ -74,7 +78,8 @@ def load(model: str = BUNDLED, *, dtype: torch.dtype | None = None, device: str 
     try:
         pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **absent)
     except (Exception, SystemExit) as error:  # each loader of diffusers and transformers raises its own kind
-        raise ModelError(f"cannot load {model!r}: {_first_line(error)}") from error
+        where = "" if folder.is_dir() else "there is no such folder here, and as a hub id: "
+        raise ModelError(f"cannot load {model!r}: {where}{_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return Model(model, pipe.to(device), _defaults(folder))
 
@@ -88,7 +93,9 @@ def _check_folder(folder: Path) -> dict[str, None]:
 
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ModelError(f"{folder} has no model_index.json, so it is not a diffusers pipeline")
+        below = next((path.parent for path in folder.glob("*/model_index.json")), None)
+        hint = f"; {below} has one" if below else ""
+        raise ModelError(f"{folder} has no model_index.json, so it is not a diffusers pipeline{hint}")
     # a part is a (library, class) pair; other entries are settings of the pipeline
     parts = {k: v for k, v in _read_json(index).items() if isinstance(v, list) and len(v) == 2}
     absent = {part: None for part, (library, _) in parts.items() if library is None}
@@ -99,8 +106,15 @@ def _check_folder(folder: Path) -> dict[str, None]:
         vocabularies = [folder / part / name for name in _VOCABULARIES]
         if str(kind).startswith(("CLIPTokenizer", "T5Tokenizer")) and not any(path.is_file() for path in vocabularies):
             raise ModelError(f"{folder / part} holds no vocabulary, which is one of {', '.join(_VOCABULARIES)}")
+        if part not in absent and "Tokenizer" in str(kind):
+            _need(folder / part, "tokenizer_config.json")  # without it no length is known, and any is taken
+        if part not in absent and not str(kind).endswith(_NOT_NETWORKS):
+            _need(folder / part, "config.json")
+            _need(folder / part, *_WEIGHTS)
     for path in folder.glob("*/*.json"):
-        _read_json(path)
+        content = _read_json(path)
+        if path.name == "tokenizer.json" and "model" not in content:
+            raise ModelError(f"{path} cannot be read: it holds no vocabulary")
     for path in folder.glob("*/*.safetensors"):
         try:
             with safe_open(path, "pt"):  # reads the header and compares it with the length of the file
@@ -108,6 +122,11 @@ def _check_folder(folder: Path) -> dict[str, None]:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
     return absent
+
+
+def _need(folder: Path, *patterns: str) -> None:
+    if not any(path for pattern in patterns for path in folder.glob(pattern)):
+        raise ModelError(f"{folder} lacks {' or '.join(patterns)}; copy the model again, whole")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +167,8 @@ def text_to_image(
         call: arguments of the pipeline, over the model's defaults.
 
     Raises:
-        ValueError: lengths that differ, an empty prompt, or a batch size below 1.
+        ValueError: lengths that differ, an empty prompt, a batch size below 1, or a number that is not finite.
+        FloatingPointError: a picture came out as NaN.
     """
     import torch
 
@@ -158,10 +178,22 @@ def text_to_image(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("the prompt is empty; say what to draw")
+    for name, value in call.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}")
     images: list[Image.Image] = []
     for i in range(0, len(prompts), batch_size):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch_size]]
-        made = model.pipe(prompt=list(prompts[i : i + batch_size]), generator=generators, **{**model.defaults, **call})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+            try:
+                made = model.pipe(
+                    prompt=list(prompts[i : i + batch_size]), generator=generators, **{**model.defaults, **call}
+                )
+            except RuntimeWarning:  # diffusers would make it a black picture
+                raise FloatingPointError(
+                    "the picture came out as NaN: bring alpha nearer to 1, leave carry off, or lower guidance_scale"
+                ) from None
         images += made.images
         if on_batch:
             on_batch(len(made.images))

@@ -27,9 +27,9 @@ def spread(z: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> T
 
     Returns:
         The spread tokens, `[B, L, D]` in z's dtype. The mean, per sample and channel, is the weighted one and is kept
-        when the weights are 0 or 1. The arithmetic is float32 (float64 stays float64). Where `(alpha - 1) * w` is 0
-        the result equals z exactly. Half types saturate at their finite range, so finite half input never gives inf
-        or NaN.
+        when the weights are 0 or 1. The arithmetic is float32 (float64 stays float64), under autocast too. Where
+        `(alpha - 1) * w` is 0 the result equals z exactly. Half types saturate at their finite range, so finite
+        float16 input never gives inf or NaN; nor does bfloat16, unless its sum over tokens leaves float32's range.
 
     Raises:
         TypeError: z is not floating point.
@@ -75,7 +75,9 @@ def spread_by(z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
         mean = x.mean(1, keepdim=True)
     else:
         share = share if share.dtype == wide else share.to(wide)
-        mean = torch.bmm(share if len(share) == len(x) else share.expand(len(x), -1, -1), x)
+        share = share if len(share) == len(x) else share.expand(len(x), -1, -1)
+        # autocast would multiply matrices in half precision; this has the same sum and is not on its list
+        mean = (share.mT * x).sum(1, keepdim=True) if torch.is_autocast_enabled(z.device.type) else torch.bmm(share, x)
     # lerp is exact at 1, scale * (x - mean) + mean is not
     lifted = torch.lerp(mean, x, scale)
     return lifted if z.dtype == wide else _cast(lifted, z.dtype)

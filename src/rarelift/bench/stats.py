@@ -31,6 +31,14 @@ class Estimate:
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
+def require() -> None:
+    """Raise ImportError, with the command that helps, where intervals cannot be made."""
+    try:
+        import scipy.stats  # noqa: F401
+    except ImportError as error:
+        raise ImportError("intervals need scipy: pip install 'rarelift[bench]'") from error
+
+
 def mean(
     values: Sequence[float] | np.ndarray,
     clusters: Sequence[Hashable],
@@ -50,10 +58,8 @@ def mean(
         ValueError: no values, lengths that differ, values that are not finite, fewer than two clusters, or a level
             outside (0, 1).
     """
-    try:
-        from scipy.stats import bootstrap
-    except ImportError as error:
-        raise ImportError("intervals need scipy: pip install 'rarelift[bench]'") from error
+    require()
+    from scipy.stats import bootstrap
 
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) != len(clusters) or not len(array):

@@ -46,10 +46,14 @@ class Run:
 
     Args:
         folder: checkpoints, one `<stage>.pt` each, and the exported models.
-        preset: name in `recipe.PRESETS`.
+        preset_name: name in `recipe.PRESETS`.
         seed: fixes the data, the initial weights and the noise.
         device: torch device; bf16 autocast is used where the device multiplies it natively.
         compile: compile the networks with `torch.compile`; slower to start, 1.5 times faster after.
+        progress: show a bar.
+
+    Raises:
+        ValueError: an unknown preset, a device that is not there, or no C++ compiler to compile with.
     """
 
     folder: Path
@@ -66,6 +70,8 @@ class Run:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"cannot train on device {self.device!r}: {str(error).splitlines()[0]}") from None
+        if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
+            raise ValueError("torch.compile needs a C++ compiler and found none; install g++, or use --no-compile")
 
     @property
     def preset(self) -> Preset:
@@ -75,7 +81,7 @@ class Run:
     def bf16(self) -> bool:
         if self.device.startswith("cuda"):
             return bool(torch.cuda.is_bf16_supported())
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bf16_is_fast()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16)
@@ -87,6 +93,12 @@ class Run:
         """The source of the data of one step; also seeds torch for that step's noise."""
         torch.manual_seed(random.Random(f"{self.seed}/{stage}/{step}/noise").getrandbits(63))
         return random.Random(f"{self.seed}/{stage}/{step}")
+
+
+def bf16_is_fast() -> bool:
+    """Whether this CPU multiplies bfloat16 natively."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Stopped(Exception):
@@ -116,18 +128,24 @@ def fit(
 
     Raises:
         Stopped: after Ctrl-C, once the state is on disk.
+        ValueError: what is in the folder is damaged, or of another preset or seed.
         FloatingPointError: the loss is not finite; the last saved state is kept.
     """
     path = run.folder / f"{stage}.pt"
     optimizer = torch.optim.AdamW(networks.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = {k: v.detach().clone() for k, v in networks.state_dict().items()} if ema else {}
-    record: dict[str, Any] = {"stage": stage, "steps": steps, "step": 0, "seconds": 0.0, "losses": []}
+    made_by = {"preset": run.preset_name, "seed": run.seed, "steps": steps}
+    record: dict[str, Any] = {"stage": stage, **made_by, "step": 0, "seconds": 0.0, "losses": []}
     if path.is_file():
-        saved = torch.load(path, map_location=run.device, weights_only=True)
-        networks.load_state_dict(saved["networks"])
+        saved = _load(path, run.device)
         record = saved["record"]
-        if record["steps"] != steps:
-            raise ValueError(f"{path} was trained for {record['steps']} steps, this preset has {steps}; move it away")
+        for name, wanted in made_by.items():
+            if record[name] != wanted:
+                raise ValueError(
+                    f"{path} was trained with {name} {record[name]}, this run has {name} {wanted}; go on with the "
+                    "former, or give another folder"
+                )
+        networks.load_state_dict(saved["networks"])
         if record["step"] < steps:
             optimizer.load_state_dict(saved["optimizer"])
             average = saved["average"]
@@ -175,13 +193,13 @@ def fit(
                     bar.set_postfix(loss=f"{losses[-1]:.4f}")
                     recent = []
                 if stopping():
-                    raise KeyboardInterrupt
+                    save(done)
+                    raise Stopped(f"stopped in stage {stage!r} at step {done} of {steps}; the same command goes on")
                 if time.monotonic() - saved_at > SAVE_SECONDS:
                     save(done)
                     saved_at = time.monotonic()
-    except KeyboardInterrupt:
-        save(done)
-        raise Stopped(f"stopped in stage {stage!r} at step {done} of {steps}; the same command goes on") from None
+    except KeyboardInterrupt:  # a second Ctrl-C, perhaps in the middle of a step: what is saved stays whole
+        raise Stopped(f"stopped in stage {stage!r} at once; the same command goes on from the last save") from None
     if first < steps:
         save(steps)
     networks.eval()
@@ -208,6 +226,16 @@ def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _load(path: Path, device: str) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # each kind of damage has its own
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}); remove it to train that stage anew"
+        ) from error
+    return saved
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -414,7 +442,7 @@ def train_judge(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
 
 @torch.no_grad()
 def judge_accuracy(run: Run, judge: nn.Module, n: int = JUDGED) -> dict[str, float]:
-    """Share of clean balanced renders, none of them seen in training, on which each attribute is named right."""
+    """Share of clean balanced renders, drawn afresh, on which each attribute is named right."""
     judge.eval()
     sizes = [len(values) for values in world.VALUES.values()]
     right = []
@@ -517,7 +545,7 @@ prompt; good for nothing else.
 - Code: commit {commit}, torch {torch}
 - Hardware: {machine}, bf16 autocast {bf16_autocast}; {hours:.1f} hours in all
 - Autoencoder: reconstruction PSNR {psnr:.1f} dB on long-tailed pictures
-- Judge: on {judged} clean balanced renders it never saw, {accuracy}
+- Judge: on {judged} fresh clean balanced renders, {accuracy}
 
 | stage | steps | minutes | first loss | last loss |
 |---|---|---|---|---|
@@ -549,6 +577,7 @@ def _card(facts: dict[str, Any]) -> str:
 @contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place when the block ends without an error."""
+    check_out(folder)
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     os.chmod(new, 0o755)
     try:
@@ -556,10 +585,34 @@ def _replaced(folder: Path) -> Iterator[Path]:
         old = new.with_name(new.name + ".old")
         if folder.exists():
             os.replace(folder, old)
-        os.replace(new, folder)
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            if old.exists():
+                os.replace(old, folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def check_out(folder: Path) -> None:
+    """Raise in plain words when models cannot be written to `folder`, or something else would be lost there.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it is a file, or a folder with other things than exported models.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder for the models")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "training.json").is_file():
+        raise ValueError(f"{folder} holds other things, which would be lost; give a new folder for the models")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write models to {folder}: {error.strerror or error}") from error
 
 
 def train(run: Run, out: Path | None = None) -> Path:
@@ -567,7 +620,10 @@ def train(run: Run, out: Path | None = None) -> Path:
 
     Raises:
         Stopped: after Ctrl-C; what was trained is kept in `run.folder`.
+        OSError, ValueError: the models could not be written in the end, or what is in `run.folder` is another run's.
     """
+    out = out or run.folder / "weights"
+    check_out(out)
     run.folder.mkdir(parents=True, exist_ok=True)
     networks: dict[str, nn.ModuleDict] = {}
     records: dict[str, dict[str, Any]] = {}
@@ -579,6 +635,5 @@ def train(run: Run, out: Path | None = None) -> Path:
     networks["clip"], records["clip"] = train_clip(run)
     vae: Any = networks["vae"]["vae"]
     networks["transformer"], records["transformer"] = train_transformer(run, networks["text"], vae)
-    out = out or run.folder / "weights"
     export(run, networks, records, out)
     return out
