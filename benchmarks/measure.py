@@ -11,11 +11,13 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import rarelift
 from rarelift import pipelines
 from rarelift.menagerie import PIPELINE
 from rarelift.menagerie.judge import Judge
-from rarelift.menagerie.suite import MenageriePrompt, Split, Suite, prompts
+from rarelift.menagerie.suite import VERSION, MenageriePrompt, Split, Suite, prompts
 from rarelift.menagerie.train import bf16_is_fast
 from rarelift.settings import Spread
 
@@ -154,15 +156,24 @@ class Bench:
                 record = json.loads(line)
                 if record["weights"] != self.weights:
                     raise ValueError(f"{file} was drawn with other weights ({record['weights']}); move it away")
+                if record.get("made", {}).get("suite", VERSION) != VERSION:
+                    raise ValueError(f"{file} was drawn with other prompts; move it away")
                 self.done[record["key"]] = unpack(record["right"])
 
     def run(self, cells: Iterable[Cell]) -> None:
         """Draw every cell that the file does not hold yet, one line per cell as it is done."""
         todo = [cell for cell in dict.fromkeys(cells) if cell.key not in self.done]
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        made = made_with(self.drawing)
         with tqdm(total=sum(map(passes, todo)), unit="pass", desc=self.file.stem, smoothing=0.05) as bar:
             for cell, right, seconds in self._results(todo):
-                record = {"key": cell.key, "right": pack(right), "weights": self.weights, "seconds": seconds}
+                record = {
+                    "key": cell.key,
+                    "right": pack(right),
+                    "weights": self.weights,
+                    "seconds": seconds,
+                    "made": made,
+                }
                 with self.file.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 self.done[cell.key] = right
@@ -193,6 +204,19 @@ class Bench:
         if cell.key not in self.done:
             raise KeyError(f"{self.file} does not hold {cell.key}; run the benchmark without --table first")
         return self.done[cell.key]
+
+
+def made_with(drawing: Drawing) -> dict[str, Any]:
+    """What else a picture depends on, for its record."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return {
+        "commit": commit,
+        "suite": VERSION,
+        "dtype": "bfloat16" if bf16_is_fast() else "float32",
+        "compiled": drawing.compiled,
+        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
 
 
 def passes(cell: Cell) -> int:

@@ -92,6 +92,17 @@ def test_results_of_other_weights_are_not_mixed_in(tmp_path: Path) -> None:
         Stub(file)
 
 
+def test_results_of_other_prompts_are_not_mixed_in(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    Stub(file).run(some_cells()[:1])
+    record = json.loads(file.read_text())
+    assert set(record["made"]) == {"commit", "suite", "dtype", "compiled", "torch", "diffusers", "transformers"}
+    record["made"]["suite"] = "other"
+    file.write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match="drawn with other prompts"):
+        Stub(file)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.booleans()] * 5), min_size=1, max_size=70))
 def test_verdicts_survive_packing(rows: list[tuple[bool, ...]]) -> None:
