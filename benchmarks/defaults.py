@@ -35,6 +35,7 @@ BLOCKS = 8  # joint blocks of the bundled model
 BEST_GUIDANCE = 5.0  # of the untouched pipeline, by bars.py on the tune half
 DEFAULT: Lift = (("alpha", 1.5),)  # every other setting at its default
 SUITES: tuple[Suite, ...] = ("rare", "common")
+README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "defaults.md"
 
 
@@ -91,13 +92,18 @@ def report_lifts(guidance: float) -> list[Lift | None]:
     return [None, DEFAULT, *([lift(alpha=1.35)] if guidance in (2.0, BEST_GUIDANCE) else [])]
 
 
-def report(suite: Suite, guidance: float, setting: Lift | None) -> Cell:
-    return Cell(suite, "report", 512, 2, guidance, STEPS, setting)
+def report(suite: Suite, guidance: float, setting: Lift | None, steps: int = STEPS) -> Cell:
+    return Cell(suite, "report", 512, 2, guidance, steps, setting)
 
 
 def report_cells() -> list[Cell]:
     order = (BEST_GUIDANCE, 1.0, 2.0, 3.0, 1.5)  # a run that stops early holds what matters most
     return [report(suite, g, s) for g in order for s in report_lifts(g) for suite in SUITES]
+
+
+def repeat_cells() -> list[Cell]:
+    """What the grid shows most plainly, drawn again as the grid draws it, on the report half."""
+    return [report(suite, 2.0, s, COARSE_STEPS) for s in (None, DEFAULT) for suite in SUITES]
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -185,6 +191,29 @@ def report_table(bench: Bench) -> str:
     return table(["guidance_scale", "setting", *titles], rows)
 
 
+def result_table(bench: Bench) -> str:
+    """The report in short: the default setting at each guidance that was drawn."""
+    rows = []
+    for g in GUIDANCE:
+        cells = [(report(suite, g, None), report(suite, g, DEFAULT)) for suite in SUITES]
+        shown = [text for plain, lifted in cells for text in (level(bench, plain), effect(bench, lifted))]
+        if NOT_RUN not in shown:
+            rows.append([f"{g:g}", *shown])
+    alpha = dict(DEFAULT)["alpha"]
+    titles = [t for suite in SUITES for t in (f"{suite}, untouched", f"{suite}, alpha {alpha}: difference")]
+    return table(["guidance_scale", *titles], rows)
+
+
+def repeat_table(bench: Bench, grid: Bench) -> str:
+    tune = lift(alpha=1.5, branch="both", carry=False, tokens="valid")
+    rows = [
+        ["tune, 128 x 1", str(COARSE_STEPS), *(effect(grid, coarse(s, 2.0, tune)) for s in SUITES)],
+        ["report, 512 x 2", str(COARSE_STEPS), *(effect(bench, report(s, 2.0, DEFAULT, COARSE_STEPS)) for s in SUITES)],
+        ["report, 512 x 2", str(STEPS), *(effect(bench, report(s, 2.0, DEFAULT)) for s in SUITES)],
+    ]
+    return table(["prompts x seeds", "steps", *SUITES], rows)
+
+
 def attribute_table(bench: Bench) -> str:
     """Which attribute of the rare prompts the default setting changes, by guidance."""
     rows = []
@@ -212,19 +241,23 @@ def main() -> None:
     benches = {stage: Bench(RESULTS / f"{stage}.jsonl", drawing) for stage in ("coarse", "where", "report")}
     if not args.table:
         bench = benches[args.stage]
-        cells = {"coarse": coarse_cells, "where": where_cells, "report": report_cells}
-        bench.run(cells[args.stage]())
+        plan = {"coarse": coarse_cells, "where": where_cells, "report": report_cells}
+        bench.run(plan[args.stage]())
+        if args.stage == "report":
+            bench.run(repeat_cells())
     for name, text in sections(benches).items():
-        write_section(PAGE, name, text)
+        write_section(README if name == "result" else PAGE, name, text)
 
 
 def sections(benches: Mapping[str, Bench]) -> dict[str, str]:
-    """What stands between the markers of the page."""
+    """What stands between the markers of the page, and of the README."""
     return {
         "shape": shape_table(benches["coarse"]),
         "coarse": coarse_table(benches["coarse"]),
         "where": where_table(benches["where"]),
         "report": report_table(benches["report"]),
+        "result": result_table(benches["report"]),
+        "repeat": repeat_table(benches["report"], benches["coarse"]),
         "attributes": attribute_table(benches["report"]),
     }
 

@@ -34,6 +34,8 @@ from measure import (
     write_section,
 )
 from rarelift import pipelines
+from rarelift.menagerie import PIPELINE
+from rarelift.menagerie.train import GENERATION_DEFAULTS
 from rarelift.menagerie.world import Thing
 from rarelift.settings import Spread
 
@@ -292,7 +294,9 @@ def test_coarse_is_the_whole_grid_once() -> None:
     assert set(near) == {(False, "valid", "both")}
 
 
-@pytest.mark.parametrize("plan", [defaults.coarse_cells, defaults.where_cells, defaults.report_cells])
+@pytest.mark.parametrize(
+    "plan", [defaults.coarse_cells, defaults.where_cells, defaults.report_cells, defaults.repeat_cells]
+)
 def test_plans_repeat_nothing_and_hold_settings_that_exist(plan: object) -> None:
     cells = plan()  # type: ignore[operator]
     assert len(cells) == len(set(cells))
@@ -304,7 +308,12 @@ def test_plans_repeat_nothing_and_hold_settings_that_exist(plan: object) -> None
 
 def test_choices_are_made_on_tune_and_told_on_report() -> None:
     assert {c.split for c in defaults.coarse_cells() + defaults.where_cells()} == {"tune"}
-    assert {c.split for c in defaults.report_cells()} == {"report"}
+    assert {c.split for c in defaults.report_cells() + defaults.repeat_cells()} == {"report"}
+    assert bars.best_guidance(Bench(RESULTS / "bars.jsonl")) == defaults.BEST_GUIDANCE
+    assert GENERATION_DEFAULTS["guidance_scale"] == defaults.BEST_GUIDANCE
+    assert json.loads((PIPELINE / "generation.json").read_text()) == GENERATION_DEFAULTS
+    assert all(defaults.DEFAULT in defaults.report_lifts(g) for g in defaults.GUIDANCE)
+    assert Spread(**dict(defaults.DEFAULT)) == Spread()
     assert {bars.tuning(s, 1.0).split for s in bars.SUITES} == {"tune"}
     assert {bars.report(s, 1.0).split for s in bars.SUITES} == {"report"}
 
@@ -366,8 +375,11 @@ def test_tables_are_markdown() -> None:
 
 
 def test_the_documents_hold_the_results() -> None:
-    pages = {page: page.read_text() for page in (bars.PAGE, defaults.PAGE)}
+    pages = {page: page.read_text() for page in (bars.PAGE, defaults.PAGE, defaults.README)}
     benches = {stage: Bench(RESULTS / f"{stage}.jsonl") for stage in ("coarse", "where", "report")}
     assert bars.render_tables(Bench(RESULTS / "bars.jsonl")) in pages[bars.PAGE]
     for name, text in defaults.sections(benches).items():
-        assert f"<!-- {name} -->\n{text}\n<!-- /{name} -->" in pages[defaults.PAGE]
+        assert (
+            f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
+            in pages[defaults.README if name == "result" else defaults.PAGE]
+        )

@@ -112,7 +112,7 @@ def demo(
     from .generating import demo as run
     from .settings import Spread
 
-    rows = run(Spread(alpha=alpha), out, n=prompts, guidances=guidance or [1.0, 2.0])
+    rows = run(Spread(alpha=alpha), out, n=prompts, guidances=guidance or [1.0, 5.0])
     table = Table(title=f"Menagerie: {prompts} rare prompts, one seed each, same noise", title_justify="left")
     for heading in ("guidance_scale", "", "every attribute right", "95% interval"):
         table.add_column(heading)

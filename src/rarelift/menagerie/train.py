@@ -478,7 +478,7 @@ GENERATION_DEFAULTS = {
     "height": world.SIZE,
     "width": world.SIZE,
     "num_inference_steps": 16,
-    "guidance_scale": 2.0,
+    "guidance_scale": 5.0,
     "max_sequence_length": TEXT_LENGTH,
 }
 
