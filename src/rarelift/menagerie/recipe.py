@@ -22,8 +22,9 @@ JOINT_WIDTH = 256  # the width of the text stream, wide enough for the two encod
 LABELS = tuple(f"{attribute}: {value}" for attribute in ATTRIBUTES for value in VALUES[attribute])
 
 KNOWN_FAULTS = """Known faults: outlines are soft and fine features (eyes, whiskers, the edge of a pattern) smear, since
-one hour on two cores is little; on rare prompts the animal is the attribute most often wrong. It reads 14 words, and
-only its own."""
+one hour on two cores is little; on rare prompts the animal is the attribute most often wrong. To our eye bear, panda,
+fox, rabbit and frog are plain, while owl, octopus, horse, monkey and many animals under a pattern are hard to name
+where the judge still names them. It reads 14 words, and only its own."""
 
 
 @dataclass(frozen=True)
