@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -11,13 +12,9 @@ import torch
 from torch import nn
 
 from .hooks import AFTER, lifted_block, lifted_root, link_forward, links_of, retire, tap_method, taps_of, unlink, untap
-from .lifting import Lift
+from .lifting import Lift, RareliftWarning
 from .locate import Site, is_compiled, locate, transformers_of
 from .settings import Spread, one_of
-
-
-class RareliftWarning(UserWarning):
-    """Something is probably not what the user meant."""
 
 
 def apply(
@@ -65,6 +62,8 @@ def remove(target: object) -> None:
             for link in links_of(module):
                 unlink(module, link)
                 retire(link.lift)
+        for tap in taps_of(root):
+            untap(root, tap)
     for tap in taps_of(target):
         untap(target, tap)
 
@@ -211,8 +210,11 @@ class Handle:
                 link_forward(root, lifted_root, self._lift)
             for site in self.sites:
                 link_forward(site.module, lifted_block, self._lift, site.family)
-            for name in AFTER if not self._lift.bare else ():
-                tap_method(self._target, name, self._lift)
+            if not self._lift.bare:
+                self._lift.pipe = weakref.ref(self._target)
+                for owner in (self._target, *dict.fromkeys(s.root for s in self.sites)):
+                    for name in AFTER:
+                        tap_method(owner, name, self._lift)
         except BaseException:
             self.remove()
             raise
@@ -222,9 +224,10 @@ class Handle:
             for link in links_of(module):
                 if link.lift is self._lift:
                     unlink(module, link)
-        for tap in taps_of(self._target):
-            if tap.lift is self._lift:
-                untap(self._target, tap)
+        for owner in (self._target, *dict.fromkeys(s.root for s in self._all)):
+            for tap in taps_of(owner):
+                if tap.lift is self._lift:
+                    untap(owner, tap)
 
 
 def _as_prompts(prompt: str | list[str] | None) -> tuple[str, ...] | None:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .lifting import Lift
+from .lifting import Lift, RareliftWarning
 from .spans import RESOLVERS
 from .streams import Family
 from .tokens import read
@@ -45,7 +46,8 @@ class Tap:
 def _tapped(tap: Tap, *args: Any, **kwargs: Any) -> Any:
     result = tap.inner(*args, **kwargs)
     if tap.lift.active:
-        tap.lift.pipe = weakref.ref(tap.owner)
+        if not isinstance(tap.owner, nn.Module):
+            tap.lift.pipe = weakref.ref(tap.owner)
         arguments = inspect.signature(tap.inner).bind(*args, **kwargs)
         arguments.apply_defaults()
         AFTER[tap.name](tap.lift, tap.owner, arguments.arguments, result)
@@ -54,14 +56,30 @@ def _tapped(tap: Tap, *args: Any, **kwargs: Any) -> Any:
 
 def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result: Any) -> None:
     lift.reading = lift.steps = None
-    if lift.family.segments:
-        lift.to(result[0].device)
-        lift.reading = read(pipe, lift.family, arguments, result[0])
+    lift.begin_call()
+    embeds = result[0] if isinstance(result, tuple) else result
+    if len(embeds) and isinstance(embeds[0], Tensor):
+        lift.to(embeds[0].device)
+        lift.reading = read(pipe, lift.family, arguments, embeds)
     try:
         lift.refill(pipe)
     except Exception:
         lift.reading = None  # this call ends here
         raise
+
+
+def _after_latents(lift: Lift, pipe: object, arguments: Mapping[str, Any], _result: Any) -> None:
+    """Where the text is a list, one per prompt, it is repeated for each image of a prompt only after this."""
+    lift.begin_call()
+    rows = arguments.get("batch_size")
+    if lift.family.batch == "cond_uncond" and isinstance(rows, int):
+        reading = lift.reading or read(pipe, lift.family, {}, [])
+        lift.reading = replace(reading, rows=rows)
+        lift.refill(pipe)
+
+
+def _after_context(lift: Lift, _root: object, arguments: Mapping[str, Any], _result: Any) -> None:
+    lift.begin_branch(arguments["name"])
 
 
 def _after_progress(lift: Lift, pipe: object, arguments: Mapping[str, Any], _result: Any) -> None:
@@ -77,33 +95,44 @@ def _after_progress(lift: Lift, pipe: object, arguments: Mapping[str, Any], _res
 def _after_end(lift: Lift, pipe: object, _arguments: Mapping[str, Any], _result: Any) -> None:
     """The call is over: what was known of it must not be used for another pipeline's call."""
     note, lift.reading, lift.steps = lift.note, None, None
+    lacking = lift.lacking
+    lift.begin_call()
     lift.refill(pipe)
     lift.note = note
+    if lacking:
+        warnings.warn(
+            "branch='uncond', but this call had no unconditional branch, so nothing was lifted; turn guidance on or use "
+            "branch='both'",
+            RareliftWarning,
+            stacklevel=2,
+        )
 
 
 AFTER: dict[str, Callable[[Lift, object, Mapping[str, Any], Any], None]] = {
     "encode_prompt": _after_encode,
+    "prepare_latents": _after_latents,
     "progress_bar": _after_progress,
     "maybe_free_model_hooks": _after_end,
+    "cache_context": _after_context,
 }
 
 
-def tap_method(pipe: object, name: str, lift: Lift) -> None:
-    inner = getattr(pipe, name, None)
+def tap_method(owner: object, name: str, lift: Lift) -> None:
+    """Listen to a method of a pipeline, or of its transformer; where there is none, do nothing."""
+    inner = getattr(owner, name, None)
     if inner is not None:
-        lift.pipe = weakref.ref(pipe)
-        tap = Tap(pipe, name, inner, lift, fresh=name not in vars(pipe))
-        setattr(pipe, name, functools.update_wrapper(functools.partial(_tapped, tap), inner))
+        tap = Tap(owner, name, inner, lift, fresh=name not in vars(owner))
+        setattr(owner, name, functools.update_wrapper(functools.partial(_tapped, tap), inner))
 
 
-def taps_of(pipe: object) -> list[Tap]:
-    return [v.args[0] for v in vars(pipe).values() if isinstance(v, functools.partial) and v.func is _tapped]
+def taps_of(owner: object) -> list[Tap]:
+    return [v.args[0] for v in vars(owner).values() if isinstance(v, functools.partial) and v.func is _tapped]
 
 
-def untap(pipe: object, tap: Tap) -> None:
-    delattr(pipe, tap.name)
+def untap(owner: object, tap: Tap) -> None:
+    delattr(owner, tap.name)
     if not tap.fresh:
-        setattr(pipe, tap.name, tap.inner)
+        setattr(owner, tap.name, tap.inner)
 
 
 def retire(lift: Lift) -> None:
@@ -170,7 +199,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         new = _paste(stream, lifted, family, first, last)
     lift.count()
     if family.text in kwargs:
-        kwargs = {**kwargs, family.text: new}
+        kwargs[family.text] = new
     else:
         args = (*args[: link.at[family.text]], new, *args[link.at[family.text] + 1 :])
     output = link.inner(*args, **kwargs)

@@ -9,6 +9,8 @@ depends on them.
 from __future__ import annotations
 
 import math
+import warnings
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +22,14 @@ from .tokens import Reading, token_weights, with_prompt
 from .variance import factors
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Sequence
 
 _EVER = (math.inf, -math.inf)
 _ONE_CALL = ("uncond_cond", "cond_uncond")
+
+
+class RareliftWarning(UserWarning):
+    """Something is probably not what the user meant."""
 
 
 class Lift:
@@ -51,14 +56,21 @@ class Lift:
         self.scale = torch.ones(1, 1, 1)
         self.share: Tensor | None = None
         self.window = torch.tensor([math.inf, -math.inf])
+        self.gated = False
         self.windowed = False  # not read in traced code, where start and stop may change without recompilation
+        # where the branches of guidance come in a call each
+        self.taking = torch.ones((), dtype=torch.bool)  # whether that of the call under way takes part
+        self.branch = "cond"  # its name
+        self.named = False  # the pipeline tells the name
+        self.branches: tuple[weakref.ref[Tensor], ...] = ()  # else: the texts of this pipeline call so far
+        self.seen: tuple[str, ...] = ()
         self.live_scale = self.scale
         self.live_share: Tensor | None = None
         self.traced_calls = torch.zeros((), dtype=torch.int64)
         self.eager_calls = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "pipe": None}  # a copy belongs to another pipeline; its tap tells which
+        return {**vars(self), "pipe": None, "branches": ()}  # a copy belongs to another pipeline; its tap tells which
 
     def refill(
         self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = ()
@@ -70,7 +82,7 @@ class Lift:
         settings, prompt = settings or self.settings, self.prompt if prompt == () else prompt
         _refuse(settings, self.family)
         reading = self._usable(prompt)
-        unknown = _unknown(settings, reading, self.steps)
+        unknown = _unknown(settings, reading, self.steps, self.family, self.bare)
         if self.bare and unknown:
             raise ValueError(f"{unknown}; give the pipeline to rarelift.apply instead of its transformer")
         if self.bare and prompt:
@@ -78,6 +90,7 @@ class Lift:
         rows = _alpha_rows(settings, reading, self.family)
         weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
         window = _window(settings, self.steps)
+        self.gated = settings.branch != "both" and self.family.batch == "separate"
         self.settings, self.prompt, self.note = settings, prompt, note
         self.carry, self.masked, self.missing = settings.carry, settings.tokens == "valid", unknown
         self.guided = reading is not None and reading.guided
@@ -86,14 +99,57 @@ class Lift:
         with torch.inference_mode(False):
             scale, self.share = factors(torch.tensor(rows, device=device)[:, None, None], weights, self.scale)
             self.scale = _filled(self.scale, scale)
+        self._take(self.branch)
         self._limit(window)
 
     def begin_steps(self, steps: tuple[float, ...]) -> None:
         """The denoising loop is about to run these timesteps."""
         window = _window(self.settings, steps)
         self.steps = steps
-        self.missing = _unknown(self.settings, self.reading, steps)
+        self.missing = _unknown(self.settings, self.reading, steps, self.family, self.bare)
         self._limit(window)
+
+    def begin_call(self) -> None:
+        """A pipeline call begins, or is over: nothing is known of its branches yet."""
+        self.named, self.branches, self.seen = False, (), ()
+        self._take("cond")
+
+    def begin_branch(self, name: str) -> None:
+        """The pipeline says of which branch the next call of the transformer is: "cond", "pred_uncond", ..."""
+        self.named = True
+        branch = "uncond" if "uncond" in name.split("_") else "cond"
+        self.seen = (*self.seen, branch)
+        self._take(branch)
+
+    @property
+    def lacking(self) -> bool:
+        """Whether the pipeline call now over never brought the branch that was to be lifted."""
+        return bool(self.seen) and self.settings.branch == "uncond" and "uncond" not in self.seen
+
+    def _take(self, branch: str) -> None:
+        self.branch = branch
+        with torch.inference_mode(False):
+            self.taking.fill_(self.settings.branch in ("both", branch))
+
+    def _tell_branch(self, text: Tensor) -> None:
+        """Where the pipeline names no branch: the first text that it brings is the conditional one."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"branch={self.settings.branch!r}: this pipeline does not name its branches, and compiled code cannot "
+                "tell them apart; use branch='both', or do not compile the whole model"
+            )
+        known = [reference() for reference in self.branches]
+        index = next((i for i, one in enumerate(known) if one is text), len(known))
+        if index > 1:
+            raise RuntimeError(
+                f"branch={self.settings.branch!r}: this pipeline brings a third text, so its branches cannot be told "
+                "apart; use branch='both'"
+            )
+        if index == len(known):
+            self.branches = (*self.branches, weakref.ref(text))
+        branch = ("cond", "uncond")[index]
+        self.seen = (*self.seen, branch)
+        self._take(branch)
 
     def _limit(self, window: tuple[float, float]) -> None:
         self.windowed = window != _EVER
@@ -107,7 +163,7 @@ class Lift:
         return with_prompt(reading, prompt, self.family) if prompt and reading.cond is None else reading
 
     def to(self, device: torch.device) -> None:
-        self.scale, self.window = self.scale.to(device), self.window.to(device)
+        self.scale, self.window, self.taking = self.scale.to(device), self.window.to(device), self.taking.to(device)
         self.traced_calls = self.traced_calls.to(device)
         self.share = None if self.share is None else self.share.to(device)
 
@@ -131,6 +187,11 @@ class Lift:
             if self.family.timestep_scale is not None:
                 t = t * self.family.timestep_scale
             scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
+        if self.family.batch == "separate":
+            if not self.named and self.gated:
+                self._tell_branch(first)
+            if torch.compiler.is_compiling() or self.gated:
+                scale = torch.where(self.taking, scale, 1.0)
         self.live_scale = scale
         self.live_share = None if self.share is None else self._rows(self.share, rows)
 
@@ -173,11 +234,13 @@ def _refuse(settings: Spread, family: Family) -> None:
             f"tokens={settings.tokens!r}: where the words of a prompt stand in the text stream of {family.model} is "
             "not known; use tokens='valid' or 'all'"
         )
-    if not family.segments and settings.branch != "both":
+    if settings.branch != "both" and family.batch == "unknown":
         raise ValueError(
             f"branch={settings.branch!r}: the branches of guidance cannot be told apart in {family.model}; use "
             "branch='both'"
         )
+    if settings.branch == "uncond" and family.batch == "cond":
+        raise ValueError(f"branch='uncond': {family.model} is only called with the prompt; use branch='both'")
     if family.timestep_scale is None and (settings.start, settings.stop) != (0, 1):
         raise ValueError(
             f"start={settings.start}, stop={settings.stop}: how {family.model} is told the timestep is not known; use "
@@ -185,11 +248,14 @@ def _refuse(settings: Spread, family: Family) -> None:
         )
 
 
-def _unknown(settings: Spread, reading: Reading | None, steps: tuple[float, ...] | None) -> str | None:
+def _unknown(
+    settings: Spread, reading: Reading | None, steps: tuple[float, ...] | None, family: Family, bare: bool
+) -> str | None:
     """What the settings need and nobody has told, or None."""
     if reading is None and settings.tokens not in ("all", "valid"):
         return f"tokens={settings.tokens!r} needs the words of the prompt"
-    if reading is None and settings.branch != "both":
+    told = family.batch == "cond" or (family.batch == "separate" and not bare)
+    if reading is None and settings.branch != "both" and not told:
         return f"branch={settings.branch!r} needs to know which rows of the batch are conditional"
     if steps is None and (settings.start, settings.stop) != (0, 1):
         return f"start={settings.start}, stop={settings.stop} need the steps of the scheduler"
@@ -208,7 +274,7 @@ def _alpha_rows(settings: Spread, reading: Reading | None, family: Family) -> li
         )
     rows = [a for a in alpha for _ in range(reading.rows // len(alpha))]
     if not reading.guided:
-        if settings.branch == "uncond":
+        if settings.branch == "uncond" and family.batch in _ONE_CALL:
             raise ValueError("branch='uncond' with guidance off lifts nothing; use guidance_scale > 1 or branch='both'")
         return rows
     uncond = rows if settings.branch != "cond" else [1.0] * reading.rows

@@ -6,7 +6,7 @@ and a row may describe a class that the installed diffusers does not have. Sourc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -56,8 +56,9 @@ class Family:
     """Transformer argument with image tokens that stand in front of the text, counted on dimension 1."""
     spared: str | None = None
     """Entry of the transformer's config with the number of last blocks that get no text."""
-    batch: Literal["uncond_cond", "cond_uncond", "separate", "none"] = "none"
-    """How the model call holds the branches of classifier-free guidance."""
+    batch: Literal["uncond_cond", "cond_uncond", "separate", "cond", "unknown"] = "unknown"
+    """How the pipelines bring the branches of classifier-free guidance: as halves of one batch, in this order; in a
+    call each, the conditional one first; or never the unconditional one."""
     model_text: str = "encoder_hidden_states"
     """Transformer argument that carries the text."""
     length: tuple[tuple[str, int, int], ...] = ()
@@ -174,7 +175,6 @@ _ROWS = (
         layout="dual",
         text="encoder_hidden_states",
         returns=0,
-        batch="uncond_cond",
         segments=(
             Segment((("tokenizer", "prompt"), ("tokenizer_2", "prompt_2")), "text_encoder", "tokenizer_max_length"),
             Segment((("tokenizer_3", "prompt_3"),), "text_encoder_3", "max_sequence_length"),
@@ -524,5 +524,45 @@ _ROWS = (
     ),
 )
 
+_BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[str, ...]] = {
+    "uncond_cond": (
+        "AuraFlowTransformer2DModel",
+        "BriaFiboTransformer2DModel",
+        "BriaTransformer2DModel",
+        "CogVideoXTransformer3DModel",
+        "CogView3PlusTransformer2DModel",
+        "ConsisIDTransformer3DModel",
+        "EasyAnimateTransformer3DModel",
+        "ErnieImageTransformer2DModel",
+        "HiDreamImageTransformer2DModel",
+        "MochiTransformer3DModel",
+        "PRXTransformer2DModel",
+        "SD3Transformer2DModel",
+    ),
+    "cond_uncond": ("ZImageTransformer2DModel",),
+    "separate": (
+        "ChromaTransformer2DModel",
+        "CogView4Transformer2DModel",
+        "Flux2Transformer2DModel",
+        "FluxTransformer2DModel",
+        "GlmImageTransformer2DModel",
+        "HunyuanImageTransformer2DModel",
+        "HunyuanVideo15Transformer3DModel",
+        "HunyuanVideoFramepackTransformer3DModel",
+        "HunyuanVideoTransformer3DModel",
+        "JoyImageEditTransformer3DModel",
+        "Krea2Transformer2DModel",
+        "LongCatImageTransformer2DModel",
+        "Lumina2Transformer2DModel",
+        "MotifVideoTransformer3DModel",
+        "NucleusMoEImageTransformer2DModel",
+        "OvisImageTransformer2DModel",
+        "QwenImageTransformer2DModel",
+    ),
+    "cond": ("Ideogram4Transformer2DModel",),  # its unconditional half is another model
+}
+"""`Family.batch` of the models above: a fact of their pipelines. Where it is not known, `branch` is refused."""
+
 for _row in _ROWS:
-    register(_row)
+    _batch = next((scheme for scheme, models in _BATCH.items() if _row.model in models), _row.batch)
+    register(replace(_row, batch=_batch))

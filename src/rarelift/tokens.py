@@ -31,7 +31,8 @@ class Reading:
     """What one `encode_prompt` call said.
 
     `cond` and `uncond` map prompt arguments ("prompt", "prompt_2", ...) to one text per prompt, None where the call
-    brought embeddings without text. `rows` is the batch of one branch, prompts times images; `length` the tokens.
+    brought embeddings without text. `rows` is the batch of one branch, prompts times images; `length` the tokens,
+    0 where the embeddings are a list; `guided`: both branches are in one batch.
     """
 
     cond: Mapping[str, tuple[str, ...]] | None
@@ -47,17 +48,28 @@ class Reading:
         return len(next(iter(self.cond.values()))) if self.cond else self.rows
 
 
-def read(pipe: object, family: Family, arguments: Mapping[str, Any], embeds: Tensor) -> Reading:
-    """Read a finished `encode_prompt` call: its arguments by name, and the prompt embeddings `[rows, L, D]`."""
-    names = [prompt for segment in family.segments for _, prompt in segment.tokenizers]
-    rows, length = embeds.shape[:2]
-    given = arguments.get("prompt_embeds") is None
+def read(pipe: object, family: Family, arguments: Mapping[str, Any], embeds: Tensor | list[Tensor]) -> Reading:
+    """Read a finished `encode_prompt` call: its arguments by name, and the prompt embeddings, one row per image."""
+    names = _prompts(family)
+    given = arguments.get("prompt_embeds") is None and arguments.get("prompt") is not None
     cond = _texts(arguments, names, "", 1) if given else None
-    n = len(next(iter(cond.values()))) if cond else rows
-    guided = bool(arguments.get("do_classifier_free_guidance"))
+    n = len(next(iter(cond.values()))) if cond else len(embeds)
+    guided = family.batch in ("uncond_cond", "cond_uncond") and _guided(pipe, arguments)
     uncond = _texts(arguments, names, "negative_", n) if arguments.get("negative_prompt_embeds") is None else None
     sizes = tuple(_length(pipe, segment, arguments) for segment in family.segments)
-    return Reading(cond, uncond if guided else None, guided, rows, length, sizes)
+    length = embeds.shape[1] if isinstance(embeds, Tensor) else 0
+    return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes)
+
+
+def _prompts(family: Family) -> list[str]:
+    """The arguments of `encode_prompt` that hold words."""
+    return [prompt for segment in family.segments for _, prompt in segment.tokenizers] or ["prompt"]
+
+
+def _guided(pipe: object, arguments: Mapping[str, Any]) -> bool:
+    """Whether this call is guided, by the argument, the pipeline's property, or the scale."""
+    told = arguments.get("do_classifier_free_guidance", getattr(pipe, "do_classifier_free_guidance", None))
+    return bool(arguments.get("guidance_scale", 1) > 1 if told is None else told)
 
 
 def with_prompt(reading: Reading, prompt: str | tuple[str, ...], family: Family) -> Reading:
@@ -69,8 +81,7 @@ def with_prompt(reading: Reading, prompt: str | tuple[str, ...], family: Family)
     texts = (prompt,) if isinstance(prompt, str) else prompt
     if reading.rows % len(texts):
         raise ValueError(f"prompt holds {len(texts)} texts, but the call has {reading.rows} rows of prompt_embeds")
-    names = [name for segment in family.segments for _, name in segment.tokenizers]
-    cond = dict.fromkeys(names, texts)
+    cond = dict.fromkeys(_prompts(family), texts)
     return Reading(cond, reading.uncond, reading.guided, reading.rows, reading.length, reading.segments)
 
 
