@@ -101,8 +101,8 @@ def _after_end(lift: Lift, pipe: object, _arguments: Mapping[str, Any], _result:
     lift.note = note
     if lacking:
         warnings.warn(
-            "branch='uncond', but this call had no unconditional branch, so nothing was lifted; turn guidance on or use "
-            "branch='both'",
+            "branch='uncond', but this call had no unconditional branch, so nothing was lifted; turn guidance on or "
+            "use branch='both'",
             RareliftWarning,
             stacklevel=2,
         )

@@ -9,7 +9,6 @@ depends on them.
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
