@@ -602,11 +602,16 @@ def test_settings_and_keywords_do_not_mix(pipe: Any) -> None:
 
 def test_inspect(pipe: Any) -> None:
     text = str(rarelift.inspect(pipe))
-    assert "SD3Transformer2DModel: 3 joint blocks, dual" in text
+    assert "SD3Transformer2DModel: 3 joint blocks to lift" in text
+    assert "transformer_blocks.0-2  JointTransformerBlock  dual    encoder_hidden_states  none" in text
     assert "not lifted" in text
     rarelift.apply(pipe, blocks=(0,))
     seen = rarelift.inspect(pipe)
     assert seen.blocks == ("transformer_blocks.0",)
+    assert "1 joint blocks lifted" in str(seen)
+    rarelift.apply(pipe, blocks=(0, 2))
+    assert rarelift.inspect(pipe).table[0][0] == "transformer_blocks.0,2"
+    rarelift.apply(pipe, blocks=(0,))
     assert seen.left_out == (("transformer_blocks.1", "not in blocks"), ("transformer_blocks.2", "not in blocks"))
     assert seen.settings == rarelift.Spread(blocks=(0,))
     pipe.transformer.compile(backend="eager")

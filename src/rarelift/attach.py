@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -80,12 +81,11 @@ def inspect(target: object) -> Inspection:
     left_out = [(s.name, "not in blocks") for s in sites if lifted and s.name not in lifted]
     if getattr(target, "controlnet", None) is not None:
         left_out.append(("controlnet", "has joint blocks of its own, which are not touched"))
-    families = tuple(dict.fromkeys(s.family for s in sites))
+    taking = [s for s in sites if not lifted or s.name in lifted]
     return Inspection(
         model=" + ".join(dict.fromkeys(type(s.root).__name__ for s in sites)),
-        layout=" + ".join(dict.fromkeys(f.layout for f in families)),
-        stream=", ".join(dict.fromkeys(f"{' or '.join(f.block_names)}.{f.text}" for f in families)),
-        blocks=tuple(s.name for s in sites if not lifted or s.name in lifted),
+        table=tuple(_table(taking)),
+        blocks=tuple(s.name for s in taking),
         left_out=tuple(left_out),
         notes=tuple(_notes(target, sites, lift)),
         settings=lift.settings if lift else None,
@@ -94,25 +94,50 @@ def inspect(target: object) -> Inspection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is or would be lifted. `settings` is None while nothing is; `left_out` pairs names with reasons."""
+    """What is or would be lifted.
+
+    `table` has one row per list of blocks, (blocks, class, layout, text, mask); `settings` is None while nothing is
+    lifted; `left_out` pairs names with reasons.
+    """
 
     model: str
-    layout: str
-    stream: str
+    table: tuple[tuple[str, str, str, str, str], ...]
     blocks: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     settings: Spread | None
 
     def __str__(self) -> str:
+        rows = [("blocks", "class", "layout", "text", "mask"), *self.table]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            f"{self.model}: {len(self.blocks)} joint blocks, {self.layout}, text in {self.stream}",
-            f"  {'lifted' if self.settings else 'would be lifted'}: {', '.join(self.blocks)}",
+            f"{self.model}: {len(self.blocks)} joint blocks {'lifted' if self.settings else 'to lift'}",
+            *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
             *(f"  left out: {name} ({why})" for name, why in self.left_out),
             *(f"  note: {note}" for note in self.notes),
             f"  settings: {self.settings or 'not lifted'}",
         ]
         return "\n".join(lines)
+
+
+def _table(sites: list[Site]) -> Iterator[tuple[str, str, str, str, str]]:
+    """One row for sites that stand one after the other in one list and are of one class."""
+
+    def of(site: Site) -> tuple[str, str]:
+        return site.name.rpartition(".")[0], type(site.module).__name__
+
+    for (blocks, kind), group in itertools.groupby(sites, of):
+        found = list(group)
+        numbers = _ranges([int(s.name.rpartition(".")[2]) for s in found])
+        family = found[0].family
+        text = family.text if family.layout == "dual" else f"{family.scattered or family.span} in {family.text}"
+        yield f"{blocks}.{numbers}", kind, family.layout, text, family.mask or "none"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] as "0-2,5"."""
+    runs = [list(run) for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{r[0][1]}-{r[-1][1]}" if len(r) > 1 else f"{r[0][1]}" for r in runs)
 
 
 class Handle:
@@ -259,6 +284,17 @@ def _notes(target: object, sites: tuple[Site, ...], lift: Lift | None) -> Iterat
         yield "given without its pipeline: every token takes part; tokens, start, stop and branch need the pipeline"
     else:
         yield "tokens='valid' is read from the prompt; a call that passes prompt_embeds without text uses every token"
+    refused = [
+        what
+        for what, unknown in (
+            ("tokens by words", not families[0].segments),
+            ("branch", families[0].batch == "unknown"),
+            ("start and stop", families[0].timestep_scale is None),
+        )
+        if unknown
+    ]
+    if refused:
+        yield f"not known for this model, and refused: {', '.join(refused)}"
     held = (*(getattr(target, n, None) for n in ("transformer", "transformer_2")), target, *(s.module for s in sites))
     if any(isinstance(m, nn.Module) and is_compiled(m) for m in held):
         yield "compiled: applying and removing costs one recompilation"
