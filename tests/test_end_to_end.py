@@ -1,0 +1,108 @@
+"""Through real pipelines, prompt in and picture out: what holds for a transformer's call holds for users' calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+import rarelift
+from tiny_pipelines import OTHER, PIPELINES, PROMPT, Case, branches, draw
+
+diffusers.utils.logging.set_verbosity_error()
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+GUIDED = [(name, guided) for name, case in PIPELINES.items() for guided in (False, True) if case.guided or not guided]
+
+
+def cases(chosen: list[tuple[str, bool]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("name", "guided"), chosen, ids=[f"{name}{', guided' * guided}" for name, guided in chosen]
+    )
+
+
+each = cases(GUIDED)
+# in one call, rows of the two branches are known for SD3 alone
+told_apart = cases([(n, guided) for n, guided in GUIDED if not guided or "two" in PIPELINES[n].scheme or n == "SD3"])
+
+
+def attributes(pipe: Any) -> list[set[str]]:
+    """Names of every instance attribute of the pipeline and of all modules of its transformer."""
+    return [set(vars(owner)) for owner in (pipe, *pipe.transformer.modules())]
+
+
+def calls_of(case: Case, guided: bool) -> int:
+    """Transformer calls of two steps."""
+    return 4 if guided and case.scheme == "two calls" else 2
+
+
+@each
+@pytest.mark.parametrize("prompts", [(PROMPT,), (PROMPT, OTHER)], ids=["one", "two"])
+def test_exact_counted_and_reversible(name: str, guided: bool, prompts: tuple[str, ...]) -> None:
+    case = PIPELINES[name]
+    pipe, call = case.pipe(), lambda: case.arguments(*prompts, guided=guided)
+    plain, kept, calls = draw(pipe, call()), attributes(pipe), calls_of(case, guided)
+    handle = rarelift.apply(pipe, alpha=1.0)
+    assert torch.equal(draw(pipe, call()), plain)
+    assert handle.calls == case.blocks * calls
+    handle.set(alpha=1.5)
+    lifted = draw(pipe, call())
+    assert handle.calls == 2 * case.blocks * calls
+    assert lifted.isfinite().all()
+    assert all((one != two).any() for one, two in zip(lifted, plain, strict=True))
+    handle.remove()
+    assert attributes(pipe) == kept
+    assert torch.equal(draw(pipe, call()), plain)
+
+
+@each
+def test_the_second_step_alone(name: str, guided: bool) -> None:
+    case = PIPELINES[name]
+    pipe, call = case.pipe(), lambda: case.arguments(PROMPT, guided=guided)
+    plain = draw(pipe, call())
+    if case.refusal:
+        with pytest.raises(ValueError, match=case.refusal), rarelift.apply(pipe, start=0.5):
+            draw(pipe, call())
+        assert torch.equal(draw(pipe, call()), plain)
+        return
+    handle = rarelift.apply(pipe, alpha=1.5, start=0.5)
+    live: list[float] = []
+    handle.sites[0].module.register_forward_pre_hook(lambda *_: live.append(float(handle._lift.live_scale.max())))
+    late = draw(pipe, call())
+    half = calls_of(case, guided) // 2
+    assert live == [1.0] * half + [1.5] * half
+    handle.set(start=0.0, stop=0.5)
+    early = draw(pipe, call())
+    assert live[2 * half :] == [1.5] * half + [1.0] * half
+    assert len({tuple(p.flatten().tolist()) for p in (plain, early, late)}) == 3
+
+
+@told_apart
+def test_each_prompt_has_its_alpha(name: str, guided: bool) -> None:
+    case, prompts, alphas = PIPELINES[name], (PROMPT, OTHER), (1.0, 1.5)
+    pipe = case.pipe()
+    one_by_one, plain = [], []
+    for i, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True)):
+        call = case.arguments(prompt, guided=guided, seed=i)
+        plain.append(draw(pipe, call))
+        with rarelift.apply(pipe, alpha=alpha):
+            one_by_one.append(draw(pipe, case.arguments(prompt, guided=guided, seed=i)))
+    with rarelift.apply(pipe, alpha=alphas):
+        batch = draw(pipe, case.arguments(*prompts, guided=guided))
+    torch.testing.assert_close(batch, torch.cat(one_by_one), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch[:1], plain[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(batch[1:], plain[1], rtol=1e-4, atol=1e-4)
+
+
+@each
+@pytest.mark.parametrize("images", [1, 2])
+def test_how_calls_hold_the_branches(name: str, guided: bool, images: int) -> None:
+    case = PIPELINES[name]
+    images = images if case.many else 1
+    found = branches(case.pipe(), case.arguments(PROMPT, OTHER, guided=guided, images=images))
+    rows = 2 * images
+    cond, uncond = ["cond"] * rows, ["uncond"] * rows
+    steps = {"uncond_cond": [uncond + cond], "cond_uncond": [cond + uncond], "two calls": [cond, uncond]}
+    assert found == 2 * (steps[case.scheme] if guided else [cond])
