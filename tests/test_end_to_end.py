@@ -14,18 +14,13 @@ from tiny_pipelines import OTHER, PIPELINES, PROMPT, Case, branches, draw
 diffusers.utils.logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-GUIDED = [(name, guided) for name, case in PIPELINES.items() for guided in (False, True) if case.guided or not guided]
+MODES = [(name, guided) for name, case in PIPELINES.items() for guided in case.modes]
+IN_LISTS = [(name, guided) for name, guided in MODES if not guided or PIPELINES[name].guided_lists]
 
 
-def cases(chosen: list[tuple[str, bool]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        ("name", "guided"), chosen, ids=[f"{name}{', guided' * guided}" for name, guided in chosen]
-    )
-
-
-each = cases(GUIDED)
-# in one call, rows of the two branches are known for SD3 alone
-told_apart = cases([(n, guided) for n, guided in GUIDED if not guided or "two" in PIPELINES[n].scheme or n == "SD3"])
+def modes(chosen: list[tuple[str, bool]]) -> pytest.MarkDecorator:
+    ids = [f"{name}{', guided' * guided}" for name, guided in chosen]
+    return pytest.mark.parametrize(("name", "guided"), chosen, ids=ids)
 
 
 def attributes(pipe: Any) -> list[set[str]]:
@@ -38,10 +33,11 @@ def calls_of(case: Case, guided: bool) -> int:
     return 4 if guided and case.scheme == "two calls" else 2
 
 
-@each
+@modes(MODES)
 @pytest.mark.parametrize("prompts", [(PROMPT,), (PROMPT, OTHER)], ids=["one", "two"])
 def test_exact_counted_and_reversible(name: str, guided: bool, prompts: tuple[str, ...]) -> None:
     case = PIPELINES[name]
+    prompts = prompts if (name, guided) in IN_LISTS else (OTHER,)
     pipe, call = case.pipe(), lambda: case.arguments(*prompts, guided=guided)
     plain, kept, calls = draw(pipe, call()), attributes(pipe), calls_of(case, guided)
     handle = rarelift.apply(pipe, alpha=1.0)
@@ -57,7 +53,7 @@ def test_exact_counted_and_reversible(name: str, guided: bool, prompts: tuple[st
     assert torch.equal(draw(pipe, call()), plain)
 
 
-@each
+@modes(MODES)
 def test_the_second_step_alone(name: str, guided: bool) -> None:
     case = PIPELINES[name]
     pipe, call = case.pipe(), lambda: case.arguments(PROMPT, guided=guided)
@@ -79,7 +75,8 @@ def test_the_second_step_alone(name: str, guided: bool) -> None:
     assert len({tuple(p.flatten().tolist()) for p in (plain, early, late)}) == 3
 
 
-@told_apart
+# in one call, rows of the two branches are known for SD3 alone
+@modes([(n, guided) for n, guided in IN_LISTS if not guided or PIPELINES[n].scheme == "two calls" or "SD3" in n])
 def test_each_prompt_has_its_alpha(name: str, guided: bool) -> None:
     case, prompts, alphas = PIPELINES[name], (PROMPT, OTHER), (1.0, 1.5)
     pipe = case.pipe()
@@ -96,13 +93,36 @@ def test_each_prompt_has_its_alpha(name: str, guided: bool) -> None:
     assert not torch.allclose(batch[1:], plain[1], rtol=1e-4, atol=1e-4)
 
 
-@each
+@modes(MODES)
 @pytest.mark.parametrize("images", [1, 2])
 def test_how_calls_hold_the_branches(name: str, guided: bool, images: int) -> None:
     case = PIPELINES[name]
     images = images if case.many else 1
-    found = branches(case.pipe(), case.arguments(PROMPT, OTHER, guided=guided, images=images))
-    rows = 2 * images
+    prompts = (PROMPT, OTHER) if (name, guided) in IN_LISTS else (PROMPT,)
+    found = branches(case.pipe(), case.arguments(*prompts, guided=guided, images=images))
+    rows = len(prompts) * images
     cond, uncond = ["cond"] * rows, ["uncond"] * rows
     steps = {"uncond_cond": [uncond + cond], "cond_uncond": [cond + uncond], "two calls": [cond, uncond]}
     assert found == 2 * (steps[case.scheme] if guided else [cond])
+
+
+def test_guidance_that_stops_half_way() -> None:
+    """Z-Image and Lumina 2 can end guidance early; Stable Diffusion 3 can add a call that skips layers."""
+    for name, early, expected in (
+        ("ZImage", {"cfg_truncation": 0.1}, [["cond", "uncond"], ["cond"]]),
+        ("Lumina2", {"cfg_trunc_ratio": 0.5}, [["cond"], ["uncond"], ["cond"]]),
+        (
+            "SD3",
+            {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0},
+            [["uncond", "cond"], ["uncond", "cond"], ["cond"]],
+        ),
+    ):
+        case = PIPELINES[name]
+        call = {**case.arguments(PROMPT, guided=True), **early}
+        pipe = case.pipe()
+        assert branches(pipe, call) == expected
+        plain = draw(pipe, {**call, "generator": torch.Generator().manual_seed(0)})
+        with rarelift.apply(pipe, alpha=1.0) as handle:
+            assert torch.equal(draw(pipe, {**call, "generator": torch.Generator().manual_seed(0)}), plain)
+            handle.set(alpha=1.5)
+            assert not torch.equal(draw(pipe, {**call, "generator": torch.Generator().manual_seed(0)}), plain)

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WORDS = "a an the of in on at with and striped purple lion wearing crown pink ground red blue ugly blurry"
-SPECIAL = ("<pad>", "</s>", "<unk>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|end_header_id|>",
+)
 LENGTH = 12  # of a text stream that is padded to a fixed length
 
 PROMPT, OTHER = "a striped purple lion", "the pink crown of an ugly blue lion"
@@ -334,6 +343,144 @@ def chroma() -> Any:
     )
 
 
+def sd3_from_image() -> Any:
+    return sd3("StableDiffusion3Img2ImgPipeline")
+
+
+def hunyuan_video_from_image() -> Any:
+    llava = transformers.LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        text_config={"model_type": "llama", **VOCABULARY, **DECODER, "hidden_size": 16, "bos_token_id": 1},
+        image_token_index=SPECIAL.index("<|image_pad|>"),
+        pad_token_id=0,
+    )
+    return diffusers.HunyuanVideoImageToVideoPipeline(
+        transformer=transformer("HunyuanVideo, image to video"),
+        scheduler=flow(),
+        vae=diffusers.AutoencoderKLHunyuanVideo(
+            block_out_channels=(4, 4, 4, 4),
+            down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+            up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+        ).eval(),
+        text_encoder=transformers.LlavaForConditionalGeneration(llava).eval(),
+        tokenizer=tokenizer(),
+        text_encoder_2=clip(8, 77),
+        tokenizer_2=tokenizer(),
+        image_processor=transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        ),
+    )
+
+
+def hunyuan_image(guider: Any = None) -> Any:
+    pipe = diffusers.HunyuanImagePipeline(
+        transformer=transformer("HunyuanImage"),
+        scheduler=flow(),
+        vae=None,
+        text_encoder=qwen_vl(),
+        tokenizer=tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=tokenizer(),
+        guider=guider,
+    )
+    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = LENGTH, 4
+    pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "{}", 0
+    return pipe
+
+
+def hunyuan_image_guided() -> Any:
+    return hunyuan_image(diffusers.guiders.AdaptiveProjectedMixGuidance())
+
+
+def cogview3() -> Any:
+    return diffusers.CogView3PlusPipeline(
+        transformer=transformer("CogView3Plus"),
+        scheduler=diffusers.CogVideoXDDIMScheduler(),
+        vae=None,
+        text_encoder=t5(),
+        tokenizer=tokenizer(),
+    )
+
+
+def cogview4() -> Any:
+    return diffusers.CogView4Pipeline(
+        transformer=transformer("CogView4"),
+        scheduler=flow(),
+        vae=None,
+        text_encoder=decoder("GlmConfig", "GlmModel"),
+        tokenizer=tokenizer(side="left"),
+    )
+
+
+def longcat() -> Any:
+    pipe = diffusers.LongCatImagePipeline(
+        transformer=transformer("LongCatImage", in_channels=64),
+        scheduler=flow(),
+        vae=None,
+        text_encoder=qwen_vl(),
+        tokenizer=tokenizer(),
+        text_processor=None,  # only to rewrite prompts
+    )
+    pipe.tokenizer_max_length = LENGTH
+    pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_suffix = "an", "of"
+    return pipe
+
+
+def ovis() -> Any:
+    pipe = diffusers.OvisImagePipeline(
+        transformer=transformer("OvisImage"),
+        scheduler=flow(),
+        vae=None,
+        text_encoder=decoder("Qwen3Config", "Qwen3Model"),
+        tokenizer=tokenizer(),
+    )
+    pipe.system_prompt, pipe.user_prompt_begin_id = "", 0
+    return pipe
+
+
+def bria() -> Any:
+    return diffusers.BriaPipeline(
+        transformer=transformer("Bria"), scheduler=flow(), vae=image_vae(1), text_encoder=t5(), tokenizer=tokenizer()
+    )
+
+
+def krea2() -> Any:
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    config = transformers.Qwen3VLConfig(
+        text_config={**VOCABULARY, **DECODER, "hidden_size": 8, "bos_token_id": 1, "rope_parameters": rope},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 8,
+            "deepstack_visual_indexes": [0],
+        },
+    )
+    pipe = diffusers.Krea2Pipeline(
+        transformer=transformer("Krea2"),
+        scheduler=flow(),
+        vae=None,
+        text_encoder=transformers.Qwen3VLModel(config).eval(),
+        tokenizer=tokenizer(),
+        text_encoder_select_layers=(0, 1, 2),
+    )
+    pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_start_idx = "", 0
+    pipe.prompt_template_encode_suffix, pipe.prompt_template_encode_num_suffix_tokens = "of", 2
+    return pipe
+
+
 # ---------------------------------------------------------------- how they are called
 
 
@@ -344,7 +491,8 @@ class Case:
     `blocks`: its joint blocks; `call`: arguments beside prompt and generator, with guidance off; `guided`: what turns
     guidance on, None where the pipeline has none; `scheme`: how its calls hold the branches then, "uncond_cond" and
     "cond_uncond" in one call, or "two calls", cond first; `refusal`: what is said of start and stop where they are
-    refused; `many`: whether several pictures per prompt can be had.
+    refused; `many`: whether several pictures per prompt can be had; `always`: guidance cannot be turned off;
+    `guided_lists`: whether guidance takes several prompts.
     """
 
     make: Callable[[], Any]
@@ -354,6 +502,13 @@ class Case:
     guided: Call | None = field(default_factory=lambda: {"guidance_scale": 3.0, "negative_prompt": NEGATIVE})
     refusal: str | None = None
     many: bool = True
+    always: bool = False
+    guided_lists: bool = True
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Guidance off and on, as far as the pipeline has them."""
+        return (False,) if self.guided is None else (True,) if self.always else (False, True)
 
     def pipe(self) -> Any:
         return copy.deepcopy(_made(self.make))
@@ -454,6 +609,57 @@ PIPELINES: dict[str, Case] = {
     "HiDream": Case(hidream, 3, "uncond_cond", {**SHORT, **OFF}),
     "AuraFlow": Case(aura_flow, 3, "uncond_cond", {**SHORT, **OFF}),
     "Chroma": Case(chroma, 4, "two calls", {**SHORT, **OFF}),
+    "SD3, from an image": Case(
+        sd3_from_image,
+        3,
+        "uncond_cond",
+        {
+            "height": 16,
+            "width": 16,
+            "max_sequence_length": LENGTH,
+            **OFF,
+            "image": picture(16),
+            "num_inference_steps": 4,
+            "strength": 0.5,
+        },
+    ),
+    "HunyuanVideo, from an image": Case(
+        hunyuan_video_from_image,
+        4,
+        "two calls",
+        {
+            "height": 32,
+            "width": 32,
+            "max_sequence_length": 20,
+            "num_frames": 5,
+            "image": picture(32),
+            "prompt_template": {
+                "template": "<|image_pad|> <|end_header_id|> {} <|end_header_id|> a a a <|end_header_id|>",
+                "crop_start": 1,
+                "image_emb_len": 4,
+                "image_emb_start": 0,
+                "image_emb_end": 4,
+            },
+        },
+        TRUE,
+        many=False,
+        guided_lists=False,  # its negative prompts come with one black picture
+    ),
+    "HunyuanImage": Case(hunyuan_image, 4, None, {"height": 128, "width": 128}, None),
+    "HunyuanImage, with a guider": Case(
+        hunyuan_image_guided,
+        4,
+        "two calls",
+        {"height": 128, "width": 128},
+        {"negative_prompt": NEGATIVE},
+        always=True,
+    ),
+    "CogView3Plus": Case(cogview3, 2, "uncond_cond", {**SHORT, **OFF}),
+    "CogView4": Case(cogview4, 2, "two calls", {**SHORT, **OFF}),
+    "LongCatImage": Case(longcat, 4, "two calls", {**SIZE, **OFF, "enable_prompt_rewrite": False}),
+    "OvisImage": Case(ovis, 4, "two calls", {**SHORT, **OFF}),
+    "Bria": Case(bria, 4, "uncond_cond", {"height": 16, "width": 16, "max_sequence_length": LENGTH, **OFF}),
+    "Krea2": Case(krea2, 2, "two calls", {**SHORT, "guidance_scale": 0.0}),
 }
 
 
