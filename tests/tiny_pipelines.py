@@ -538,9 +538,18 @@ def _made(make: Callable[[], Any]) -> Any:
 
 
 def draw(pipe: Any, call: Call) -> Tensor:
-    call = {k: list(v) if isinstance(v, list) else v for k, v in call.items()}  # Z-Image writes into the list
+    """The same call draws the same picture again: what a pipeline would use up, it gets a copy of."""
+    call = {k: [_unused(v) for v in value] if isinstance(value, list) else value for k, value in call.items()}
     output = pipe(**call, return_dict=False)[0]
     return output if isinstance(output, Tensor) else torch.as_tensor(np.stack([np.asarray(o) for o in output]))
+
+
+def _unused(value: Any) -> Any:
+    if not isinstance(value, torch.Generator):
+        return value
+    fresh = torch.Generator()
+    fresh.set_state(value.get_state())
+    return fresh
 
 
 SIZE = {"height": 64, "width": 64}
