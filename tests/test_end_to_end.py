@@ -126,3 +126,18 @@ def test_guidance_that_stops_half_way() -> None:
             assert torch.equal(draw(pipe, call), plain)
             handle.set(alpha=1.5)
             assert not torch.equal(draw(pipe, call), plain)
+
+
+def test_a_step_that_is_taken_twice() -> None:
+    """A scheduler of second order has the timesteps 1000, 667, 667, 334, 334, 1, 1 for four steps."""
+    pipe, call = PIPELINES["SD3"].pipe(), {**PIPELINES["SD3"].arguments(PROMPT), "num_inference_steps": 4}
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    live: list[float] = []
+    handle = rarelift.apply(pipe, alpha=1.5, start=0.5)
+    handle.sites[0].module.register_forward_pre_hook(lambda *_: live.append(float(handle._lift.live_scale.max())))
+    draw(pipe, call)
+    handle.set(start=0.0, stop=0.4)
+    draw(pipe, call)
+    handle.set(start=0.2, stop=0.3)
+    draw(pipe, call)
+    assert live == 3 * [1.0] + 4 * [1.5] + 3 * [1.5] + 4 * [1.0] + [1.0] + 2 * [1.5] + 4 * [1.0]
