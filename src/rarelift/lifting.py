@@ -311,7 +311,10 @@ def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Famil
 
 
 def _window(settings: Spread, steps: tuple[float, ...] | None) -> tuple[float, float]:
-    """The timesteps that take part, as (below, from): half-way to their neighbours, so that rounding cannot matter."""
+    """The timesteps that take part, as (below, from): half-way to their neighbours, so that rounding cannot matter.
+
+    Schedulers of second order have most timesteps twice, and the two cannot be told apart: both take part.
+    """
     if not steps or (settings.start, settings.stop) == (0, 1):
         return _EVER
     n = len(steps)
@@ -320,7 +323,6 @@ def _window(settings: Spread, steps: tuple[float, ...] | None) -> tuple[float, f
         raise ValueError(f"start={settings.start}, stop={settings.stop} hold none of the {n} steps; widen them")
     if len(inside) < n and sorted(steps, reverse=True) != list(steps):
         raise ValueError("start and stop need a scheduler whose timesteps fall; use start=0, stop=1")
-    first, last = inside[0], inside[-1]
-    below = math.inf if first == 0 else (steps[first - 1] + steps[first]) / 2
-    lowest = -math.inf if last == n - 1 else (steps[last] + steps[last + 1]) / 2
-    return below, lowest
+    highest, lowest = steps[inside[0]], steps[inside[-1]]
+    before, after = [t for t in steps if t > highest], [t for t in steps if t < lowest]
+    return (before[-1] + highest) / 2 if before else math.inf, (after[0] + lowest) / 2 if after else -math.inf
