@@ -75,8 +75,7 @@ def test_the_second_step_alone(name: str, guided: bool) -> None:
     assert len({tuple(p.flatten().tolist()) for p in (plain, early, late)}) == 3
 
 
-# in one call, rows of the two branches are known for SD3 alone
-@modes([(n, guided) for n, guided in IN_LISTS if not guided or PIPELINES[n].scheme == "two calls" or "SD3" in n])
+@modes(IN_LISTS)
 def test_each_prompt_has_its_alpha(name: str, guided: bool) -> None:
     case, prompts, alphas = PIPELINES[name], (PROMPT, OTHER), (1.0, 1.5)
     pipe = case.pipe()
