@@ -94,10 +94,9 @@ def test_each_prompt_has_its_alpha(name: str, guided: bool) -> None:
 
 
 @modes(MODES)
-@pytest.mark.parametrize("images", [1, 2])
-def test_how_calls_hold_the_branches(name: str, guided: bool, images: int) -> None:
+def test_how_calls_hold_the_branches(name: str, guided: bool) -> None:
     case = PIPELINES[name]
-    images = images if case.many else 1
+    images = 2 if case.many else 1
     prompts = (PROMPT, OTHER) if (name, guided) in IN_LISTS else (PROMPT,)
     found = branches(case.pipe(), case.arguments(*prompts, guided=guided, images=images))
     rows = len(prompts) * images
