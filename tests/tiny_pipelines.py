@@ -60,7 +60,10 @@ def tokenizer(length: int = 64, side: str = "right") -> transformers.PreTrainedT
         model_max_length=length,
         padding_side=side,
     )
-    made.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    made.chat_template = (
+        "{% for message in messages %}{% set said = message['content'] %}"
+        "{{ said if said is string else said[0]['text'] }} {% endfor %}"
+    )
     made.image_token, made.video_token = "<|image_pad|>", "<|video_pad|>"
     return made
 
@@ -124,6 +127,23 @@ def qwen_vl() -> Any:
 
 
 _VISION = (("vision_start",) * 2, ("vision_end",) * 2, ("image", "image_pad"), ("video", "video_pad"))
+
+
+def qwen3_vl(kind: str, layers: int = 2) -> Any:
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    text = {**VOCABULARY, **DECODER, "hidden_size": 8, "bos_token_id": 1, "rope_parameters": rope}
+    config = transformers.Qwen3VLConfig(
+        text_config={**text, "num_hidden_layers": layers},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 8,
+            "deepstack_visual_indexes": [0],
+        },
+    )
+    return getattr(transformers, kind)(config).eval()
 
 
 def image_vae(channels: int) -> Any:
@@ -457,23 +477,11 @@ def bria() -> Any:
 
 
 def krea2() -> Any:
-    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
-    config = transformers.Qwen3VLConfig(
-        text_config={**VOCABULARY, **DECODER, "hidden_size": 8, "bos_token_id": 1, "rope_parameters": rope},
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": 8,
-            "deepstack_visual_indexes": [0],
-        },
-    )
     pipe = diffusers.Krea2Pipeline(
         transformer=transformer("Krea2"),
         scheduler=flow(),
         vae=None,
-        text_encoder=transformers.Qwen3VLModel(config).eval(),
+        text_encoder=qwen3_vl("Qwen3VLModel"),
         tokenizer=tokenizer(),
         text_encoder_select_layers=(0, 1, 2),
     )
@@ -527,6 +535,30 @@ def fibo() -> Any:
         scheduler=flow(),
         vae=None,
         text_encoder=decoder("SmolLM3Config", "SmolLM3ForCausalLM", 8),
+        tokenizer=tokenizer(),
+    )
+
+
+def nucleus() -> Any:
+    pipe = diffusers.NucleusMoEImagePipeline(
+        transformer=transformer("NucleusMoE", joint_attention_dim=8),
+        scheduler=flow(),
+        vae=None,
+        text_encoder=qwen3_vl("Qwen3VLForConditionalGeneration"),
+        processor=tokenizer(),  # no picture is read
+    )
+    pipe.default_return_index = -2
+    return pipe
+
+
+def ideogram4() -> Any:
+    width = 13 * 8  # as many layers of the text encoder, the last being the 36th
+    return diffusers.Ideogram4Pipeline(
+        transformer=transformer("Ideogram4", llm_features_dim=width),
+        unconditional_transformer=transformer("Ideogram4", llm_features_dim=width),
+        scheduler=flow(),
+        vae=None,
+        text_encoder=qwen3_vl("Qwen3VLModel", 36),
         tokenizer=tokenizer(),
     )
 
@@ -730,6 +762,8 @@ PIPELINES: dict[str, Case] = {
     "Bria": Case(bria, 4, "uncond_cond", {"height": 16, "width": 16, "max_sequence_length": LENGTH, **OFF}),
     "BriaFibo": Case(fibo, 4, "uncond_cond", {**SHORT, **OFF}),
     "ErnieImage": Case(ernie, 2, "uncond_cond", {**SIZE, **OFF}),
+    "NucleusMoE": Case(nucleus, 2, "two calls", {**SIZE, **OFF}),
+    "Ideogram4": Case(ideogram4, 2, None, {**SHORT, "guidance_schedule": [3.0, 3.0]}, None),
     "Krea2": Case(krea2, 2, "two calls", {**SHORT, "guidance_scale": 0.0}),
 }
 

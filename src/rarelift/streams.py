@@ -502,7 +502,7 @@ _ROWS = (
                 "indicated",
                 "encoder_hidden_states",
                 "timestep",
-                None,
+                -_PER_MILLE,
             ),
             (
                 "MiniMaxH3Transformer3DModel",
