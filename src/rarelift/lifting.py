@@ -184,7 +184,7 @@ class Lift:
         if isinstance(timestep, Tensor) and (torch.compiler.is_compiling() or self.windowed):
             t = timestep.detach().to(self.window).reshape(-1, 1, 1)
             if self.family.timestep_scale is not None:
-                t = t * self.family.timestep_scale
+                t = t * self.family.timestep_scale + self.family.timestep_zero
             scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
         if self.family.batch == "separate":
             if not self.named and self.gated:
@@ -321,8 +321,8 @@ def _window(settings: Spread, steps: tuple[float, ...] | None) -> tuple[float, f
     inside = [i for i in range(n) if settings.start <= i / n < settings.stop]
     if not inside:
         raise ValueError(f"start={settings.start}, stop={settings.stop} hold none of the {n} steps; widen them")
-    if len(inside) < n and sorted(steps, reverse=True) != list(steps):
-        raise ValueError("start and stop need a scheduler whose timesteps fall; use start=0, stop=1")
-    highest, lowest = steps[inside[0]], steps[inside[-1]]
-    before, after = [t for t in steps if t > highest], [t for t in steps if t < lowest]
-    return (before[-1] + highest) / 2 if before else math.inf, (after[0] + lowest) / 2 if after else -math.inf
+    if len(inside) < n and list(steps) not in (sorted(steps), sorted(steps, reverse=True)):
+        raise ValueError("start and stop need a scheduler whose timesteps all fall or all rise; use start=0, stop=1")
+    highest, lowest = max(steps[i] for i in inside), min(steps[i] for i in inside)
+    above, below = [t for t in steps if t > highest], [t for t in steps if t < lowest]
+    return (min(above) + highest) / 2 if above else math.inf, (max(below) + lowest) / 2 if below else -math.inf

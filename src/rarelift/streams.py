@@ -68,6 +68,8 @@ class Family:
     """Transformer argument that carries the scheduler's timestep."""
     timestep_scale: float | None = 1.0
     """What that argument is multiplied by to get the scheduler's timestep; None when that is not known."""
+    timestep_zero: float = 0.0
+    """The scheduler's timestep where the transformer is told 0."""
     segments: tuple[Segment, ...] = ()
     """How the prompt becomes positions; empty when that is not known."""
     note: str = ""
@@ -165,7 +167,7 @@ _IMAGE_TOKENS = (
     "the text stream of its {} variants holds image tokens that cannot be told from the words; they take part"
 )
 
-_PER_MILLE = 1000.0  # these pipelines divide the timestep by 1000
+_PER_MILLE = 1000.0  # these pipelines divide the timestep by 1000; with a minus, they count up to 1
 
 _ROWS = (
     Family(
@@ -478,9 +480,10 @@ _ROWS = (
             scattered=scattered,
             model_text=model_text,
             model_timestep=timestep,
-            timestep_scale=None,
+            timestep_scale=scale,
+            timestep_zero=_PER_MILLE if scale else 0.0,
         )
-        for model, blocks, block, sequence, scattered, model_text, timestep in (
+        for model, blocks, block, sequence, scattered, model_text, timestep, scale in (
             (
                 "Lumina2Transformer2DModel",
                 "layers",
@@ -489,6 +492,7 @@ _ROWS = (
                 "in_front",
                 "encoder_hidden_states",
                 "timestep",
+                -_PER_MILLE,
             ),
             (
                 "Ideogram4Transformer2DModel",
@@ -498,6 +502,7 @@ _ROWS = (
                 "indicated",
                 "encoder_hidden_states",
                 "timestep",
+                -_PER_MILLE,
             ),
             (
                 "MiniMaxH3Transformer3DModel",
@@ -507,8 +512,18 @@ _ROWS = (
                 "tagged",
                 "encoder_hidden_states",
                 "timestep",
+                None,
             ),
-            ("ZImageTransformer2DModel", "layers", "ZImageTransformerBlock", "x", "z_image", "cap_feats", "t"),
+            (
+                "ZImageTransformer2DModel",
+                "layers",
+                "ZImageTransformerBlock",
+                "x",
+                "z_image",
+                "cap_feats",
+                "t",
+                -_PER_MILLE,
+            ),
         )
     ),
     Family(
