@@ -78,6 +78,17 @@ def test_one_alpha_per_prompt_goes_with_the_branch(name: str) -> None:
     assert seen == 2 * rows.get(str(case.scheme), [[1.5, 2.0], [1.0, 1.0]])
 
 
+@pytest.mark.parametrize("name", ["SD3", "CogVideoX", "ZImage", "HiDream"])
+def test_alphas_are_not_taken_for_branches(name: str) -> None:
+    case = PIPELINES[name]
+    pipe, call = case.pipe(), case.arguments(PROMPT, guided=True)
+    with (
+        rarelift.apply(pipe, alpha=(1.0, 1.5)),
+        pytest.raises(ValueError, match="2 values, but the call has 1 prompts"),
+    ):
+        draw(pipe, call)
+
+
 def test_guidance_that_ends_early() -> None:
     case = PIPELINES["ZImage"]
     call = {**case.arguments(PROMPT, OTHER, guided=True, images=2), "cfg_truncation": 0.1}

@@ -216,6 +216,7 @@ def test_what_is_not_known_of_a_family_is_refused() -> None:
     model = FAMILIES["Flux3"].make()
     for settings, message in (
         ({"tokens": ("lion",)}, "where the words of a prompt stand.*Flux3Transformer2DModel"),
+        ({"prompt": "a lion"}, "prompt: where the words stand.*is not known"),
         ({"branch": "cond"}, "branches of guidance cannot be told apart"),
         ({"stop": 0.5}, "how Flux3Transformer2DModel is told the timestep"),
     ):

@@ -59,10 +59,11 @@ class Lift:
         self.windowed = False  # not read in traced code, where start and stop may change without recompilation
         # where the branches of guidance come in a call each
         self.taking = torch.ones((), dtype=torch.bool)  # whether that of the call under way takes part
+        self.took = True
         self.branch = "cond"  # its name
         self.named = False  # the pipeline tells the name
         self.branches: tuple[weakref.ref[Tensor], ...] = ()  # else: the texts of this pipeline call so far
-        self.seen: tuple[str, ...] = ()
+        self.seen: frozenset[str] = frozenset()
         self.live_scale = self.scale
         self.live_share: Tensor | None = None
         self.traced_calls = torch.zeros((), dtype=torch.int64)
@@ -84,6 +85,10 @@ class Lift:
         unknown = _unknown(settings, reading, self.steps, self.family, self.bare)
         if self.bare and unknown:
             raise ValueError(f"{unknown}; give the pipeline to rarelift.apply instead of its transformer")
+        if prompt and not self.family.segments:
+            raise ValueError(
+                f"prompt: where the words stand in the text stream of {self.family.model} is not known; leave it out"
+            )
         if self.bare and prompt:
             raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
         rows = _alpha_rows(settings, reading, self.family)
@@ -110,14 +115,14 @@ class Lift:
 
     def begin_call(self) -> None:
         """A pipeline call begins, or is over: nothing is known of its branches yet."""
-        self.named, self.branches, self.seen = False, (), ()
+        self.named, self.branches, self.seen = False, (), frozenset()
         self._take("cond")
 
     def begin_branch(self, name: str) -> None:
         """The pipeline says of which branch the next call of the transformer is: "cond", "pred_uncond", ..."""
         self.named = True
         branch = "uncond" if "uncond" in name.split("_") else "cond"
-        self.seen = (*self.seen, branch)
+        self.seen |= {branch}
         self._take(branch)
 
     @property
@@ -127,8 +132,11 @@ class Lift:
 
     def _take(self, branch: str) -> None:
         self.branch = branch
-        with torch.inference_mode(False):
-            self.taking.fill_(self.settings.branch in ("both", branch))
+        taking = self.settings.branch in ("both", branch)
+        if taking != self.took:
+            self.took = taking
+            with torch.inference_mode(False):
+                self.taking.fill_(taking)
 
     def _tell_branch(self, text: Tensor) -> None:
         """Where the pipeline names no branch: the first text that it brings is the conditional one."""
@@ -147,7 +155,7 @@ class Lift:
         if index == len(known):
             self.branches = (*self.branches, weakref.ref(text))
         branch = ("cond", "uncond")[index]
-        self.seen = (*self.seen, branch)
+        self.seen |= {branch}
         self._take(branch)
 
     def _limit(self, window: tuple[float, float]) -> None:
