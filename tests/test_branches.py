@@ -58,6 +58,10 @@ def test_without_guidance_everything_is_conditional(name: str) -> None:
     both = draw(pipe, call)
     handle.set(branch="cond")
     assert torch.equal(draw(pipe, call), both)
+    if handle.sites[0].family.batch == "cond":
+        with pytest.raises(ValueError, match="is only called with the prompt"):
+            handle.set(branch="uncond")
+        return
     handle.set(branch="uncond")  # not passed over in silence
     if case.scheme in ("uncond_cond", "cond_uncond"):
         with pytest.raises(ValueError, match="guidance off lifts nothing"):
