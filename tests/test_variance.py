@@ -139,7 +139,8 @@ def test_factors_worked_out_once_give_the_same() -> None:
     scale, share = factors(alpha, weights, z)
     assert (scale.shape, share.shape) == ((2, 5, 1), (2, 1, 5))
     torch.testing.assert_close(share.sum(2), torch.ones(2, 1))
-    assert torch.equal(spread_by(z, scale, share), spread(z, alpha, weights))
+    share = None if share is None else share.expand(len(z), -1, -1)
+    assert torch.equal(spread_by(z, scale, share, autocast=False), spread(z, alpha, weights))
 
 
 def test_gradients_are_finite() -> None:

@@ -152,7 +152,8 @@ class Link:
     """One wrapped forward.
 
     `at` holds argument positions; `fresh`: the instance had no `forward` of its own before; `whole`: the stream is
-    nothing but text, and no mask comes with it.
+    nothing but text, and no mask comes with it. `text`, `place` and `returns` say of a block where its stream is:
+    name and position of the argument, and position in what it returns.
     """
 
     inner: Callable[..., Any]
@@ -161,6 +162,9 @@ class Link:
     family: Family
     fresh: bool
     whole: bool
+    text: str
+    place: int
+    returns: int | None
 
 
 def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
@@ -181,29 +185,34 @@ def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
 
 
 def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
-    lift, family, place = link.lift, link.family, link.family.returns
-    stream = _argument(link, family.text, args, kwargs) if lift.active else None
+    lift, name = link.lift, link.text
+    if not lift.active:
+        return link.inner(*args, **kwargs)
+    named = name in kwargs
+    stream = kwargs[name] if named else args[link.place] if link.place < len(args) else None
     if stream is None:
         return link.inner(*args, **kwargs)
     if link.whole:
         z = stream
-        lifted = new = spread_by(z, lift.live_scale, lift.live_share)
+        lifted = new = spread_by(z, lift.live_scale, lift.live_share, autocast=lift.autocast)
     else:
-        first, last = _text_span(lift, family, stream)
-        z = _cut(stream, family, first, last)
+        first, last = _text_span(lift, link.family, stream)
+        z = _cut(stream, link.family, first, last)
         scale, share = lift.live_scale, lift.live_share
         valid = _valid(link, args, kwargs, stream, first, last)
         if valid is not None:
             scale, share = factors(scale, valid, z)
-        lifted = spread_by(z, scale, share)
-        new = _paste(stream, lifted, family, first, last)
+            share = share if share is None else share.expand(len(z), -1, -1)
+        lifted = spread_by(z, scale, share, autocast=lift.autocast)
+        new = _paste(stream, lifted, link.family, first, last)
     lift.count()
-    if family.text in kwargs:
-        kwargs[family.text] = new
+    if named:
+        kwargs[name] = new
     else:
-        args = (*args[: link.at[family.text]], new, *args[link.at[family.text] + 1 :])
+        args = (*args[: link.place], new, *args[link.place + 1 :])
     output = link.inner(*args, **kwargs)
-    if lift.carry or (place is None and family.layout == "dual"):
+    place = link.returns
+    if lift.carry or (place is None and link.family.layout == "dual"):
         return output
     after = output if place is None else output[place]
     if after is None:
@@ -211,7 +220,8 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
     if link.whole:
         back = take_off(after, z, lifted)
     else:
-        back = _paste(after, take_off(_cut(after, family, first, last), z, lifted), family, first, last)
+        back = take_off(_cut(after, link.family, first, last), z, lifted)
+        back = _paste(after, back, link.family, first, last)
     return back if place is None else (*output[:place], back, *output[place + 1 :])
 
 
@@ -278,7 +288,8 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     family = family or lift.family
     whole = family.layout == "dual" and family.token_dim == 1
     whole = whole and not (family.mask or family.registers or family.leading)
-    link = Link(inner, lift, {name: i for i, name in enumerate(parameters)}, family, fresh, whole)
+    at = {name: i for i, name in enumerate(parameters)}
+    link = Link(inner, lift, at, family, fresh, whole, family.text, at.get(family.text, 0), family.returns)
     holder[key] = functools.update_wrapper(functools.partial(function, link), inner)
 
 

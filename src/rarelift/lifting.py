@@ -66,6 +66,7 @@ class Lift:
         self.seen: frozenset[str] = frozenset()
         self.live_scale = self.scale
         self.live_share: Tensor | None = None
+        self.autocast = False
         self.traced_calls = torch.zeros((), dtype=torch.int64)
         self.eager_calls = 0
 
@@ -200,7 +201,8 @@ class Lift:
             if torch.compiler.is_compiling() or self.gated:
                 scale = torch.where(self.taking, scale, 1.0)
         self.live_scale = scale
-        self.live_share = None if self.share is None else self._rows(self.share, rows)
+        self.live_share = None if self.share is None else self._rows(self.share, rows).expand(rows, -1, -1)
+        self.autocast = torch.is_autocast_enabled(first.device.type)
 
     def count(self) -> None:
         """A block was lifted. Traced under torch.compile."""

@@ -40,7 +40,9 @@ def spread(z: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> T
         alpha = _per_sample(alpha, z)
     if weights is not None:
         weights = _per_token(weights, z)
-    return spread_by(z, *factors(alpha, weights, z))
+    scale, share = factors(alpha, weights, z)
+    share = None if share is None else share.expand(len(z), -1, -1)
+    return spread_by(z, scale, share, autocast=torch.is_autocast_enabled(z.device.type))
 
 
 def factors(alpha: float | Tensor, weights: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -65,22 +67,30 @@ def factors(alpha: float | Tensor, weights: Tensor | None, like: Tensor) -> tupl
     return torch.where(w == 1, a, 1 + (a - 1) * w), (w / torch.where(total == 0, 1, total)).transpose(1, 2)
 
 
-def spread_by(z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
-    """`spread` by its `factors`, in two operations where z needs no widening."""
-    wide = _wide(z.dtype)
-    # `to` and `expand` take as long as the arithmetic on a small model, even where they do nothing
-    x = z if z.dtype == wide else z.to(wide)
-    scale = scale if scale.dtype == wide else scale.to(wide)
+def spread_by(z: Tensor, scale: Tensor, share: Tensor | None, *, autocast: bool) -> Tensor:
+    """`spread` by its `factors`, in two operations where z is float32.
+
+    Called for each block of each step, where on a small model a look at an attribute of a tensor costs as much as the
+    arithmetic: what can be told once a step is told by the caller.
+
+    Args:
+        z: as in `spread`.
+        scale, share: from `factors`; share with a row for each sample.
+        autocast: whether autocast is on, on z's device.
+    """
+    x = z
+    if z.dtype is not torch.float32:
+        wide = _wide(z.dtype)
+        x, scale, share = z.to(wide), scale.to(wide), None if share is None else share.to(wide)
     if share is None:
         mean = x.mean(1, keepdim=True)
+    elif autocast:  # which would multiply matrices in half precision; this has the same sum and is not on its list
+        mean = (share.mT * x).sum(1, keepdim=True)
     else:
-        share = share if share.dtype == wide else share.to(wide)
-        share = share if len(share) == len(x) else share.expand(len(x), -1, -1)
-        # autocast would multiply matrices in half precision; this has the same sum and is not on its list
-        mean = (share.mT * x).sum(1, keepdim=True) if torch.is_autocast_enabled(z.device.type) else torch.bmm(share, x)
+        mean = torch.bmm(share, x)
     # lerp is exact at 1, scale * (x - mean) + mean is not
     lifted = torch.lerp(mean, x, scale)
-    return lifted if z.dtype == wide else _cast(lifted, z.dtype)
+    return lifted if x is z else _cast(lifted, z.dtype)
 
 
 def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
@@ -89,16 +99,16 @@ def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
     Args:
         output: the block's text output `[B, L, D]`.
         z: the text before spreading, same shape.
-        lifted: `spread(z, ...)`.
+        lifted: `spread(z, ...)`, in z's dtype.
 
     Returns:
         `output - (lifted - z)`, computed as `spread` computes, in output's dtype, saturating in half types. It uses
         what was really added, after rounding and saturation, so a block that passes its text through returns z. Equal
         to `output` where nothing was added.
     """
-    wide = _wide(output.dtype)
-    if output.dtype == lifted.dtype == z.dtype == wide:
+    if output.dtype is torch.float32 and z.dtype is torch.float32:
         return output - (lifted - z)
+    wide = _wide(output.dtype)
     return _cast(output.to(wide) - (lifted.to(wide) - z.to(wide)), output.dtype)
 
 
