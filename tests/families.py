@@ -5,7 +5,7 @@ Parameters that start at zero (gates, output layers) are given values, or the te
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -45,7 +45,8 @@ class Tiny:
     others that do), `mask` the one with its valid tokens.
 
     `padded`: the padded tokens of the second sample in `prompt`; `gone`: they are blanked or left out before the blocks
-    whatever the setting; `samples`: how many a call can have; `read`: what the pipeline reads of the output.
+    whatever the setting; `samples`: how many a call can have; `read`: what the pipeline reads of the output; `depth`:
+    what of the config gives the depth of the largest release, and `deep_call` its call, where that is another one.
     """
 
     model: str
@@ -59,6 +60,11 @@ class Tiny:
     gone: bool = False
     samples: int = B
     read: tuple[Any, ...] = ()
+    depth: dict[str, Any] = field(default_factory=dict)
+    deep_call: Callable[[], Arguments] | None = None
+
+    def deep(self) -> Tiny:
+        return replace(self, config={**self.config, **self.depth}, call=self.deep_call or self.call)
 
     def make(self, dtype: torch.dtype = torch.float32) -> Any:
         torch.manual_seed(0)
@@ -372,6 +378,7 @@ FAMILIES: dict[str, Tiny] = {
         4,
         {**FLUX, "axes_dims_rope": [4, 4, 8], "text_encoder_dim": 12},
         lambda: fibo(4),
+        deep_call=lambda: fibo(57),
         more_text=("text_encoder_layers",),
     ),
     "BriaFibo, padded": Tiny(
@@ -920,3 +927,48 @@ FAMILIES |= {
     ),
     "ZImage, omni": replace(FAMILIES["ZImage"], config={**FAMILIES["ZImage"].config, "siglip_feat_dim": 8}, call=omni),
 }
+
+# SD3, CogVideoX, ConsisID and Cosmos 3 are known to have larger releases than the defaults of their classes describe
+_FLUX = {"num_layers": 19, "num_single_layers": 38}
+_HUNYUAN = {"num_layers": 20, "num_single_layers": 40}
+DEPTHS: dict[str, dict[str, Any]] = {
+    "AuraFlowTransformer2DModel": {"num_mmdit_layers": 4, "num_single_dit_layers": 32},
+    "BriaFibo2Transformer2DModel": {"n_layers": 44},
+    "BriaFiboTransformer2DModel": _FLUX,
+    "BriaTransformer2DModel": _FLUX,
+    "ChromaTransformer2DModel": _FLUX,
+    "CogVideoXTransformer3DModel": {"num_layers": 42},
+    "CogView3PlusTransformer2DModel": {"num_layers": 30},
+    "CogView4Transformer2DModel": {"num_layers": 30},
+    "ConsisIDTransformer3DModel": {"num_layers": 42},
+    "Cosmos3OmniTransformer": {"num_hidden_layers": 64},
+    "EasyAnimateTransformer3DModel": {"num_layers": 48, "mmdit_layers": 48},
+    "ErnieImageTransformer2DModel": {"num_layers": 24},
+    "Flux2Transformer2DModel": {"num_layers": 8, "num_single_layers": 48},
+    "Flux3Transformer2DModel": {"num_layers": 5, "num_single_layers": 28},
+    "FluxTransformer2DModel": _FLUX,
+    "GlmImageTransformer2DModel": {"num_layers": 30},
+    "HiDreamImageTransformer2DModel": {"num_layers": 16, "num_single_layers": 32, "llama_layers": (0,) * 48},
+    "HunyuanImageTransformer2DModel": _HUNYUAN,
+    "HunyuanVideo15Transformer3DModel": {"num_layers": 54},
+    "HunyuanVideoFramepackTransformer3DModel": _HUNYUAN,
+    "HunyuanVideoTransformer3DModel": _HUNYUAN,
+    "Ideogram4Transformer2DModel": {"num_layers": 34},
+    "JoyImageEditPlusTransformer3DModel": {"num_layers": 20},
+    "JoyImageEditTransformer3DModel": {"num_layers": 20},
+    "Krea2Transformer2DModel": {"num_layers": 28},
+    "LongCatImageTransformer2DModel": _FLUX,
+    "Lumina2Transformer2DModel": {"num_layers": 26},
+    "MiniMaxH3Transformer3DModel": {"num_layers": 50},
+    "MochiTransformer3DModel": {"num_layers": 48},
+    "MotifVideoTransformer3DModel": _HUNYUAN,
+    "NucleusMoEImageTransformer2DModel": {"num_layers": 24, "capacity_factors": [8.0] * 24},
+    "OmniGenTransformer2DModel": {"num_layers": 32},
+    "OvisImageTransformer2DModel": {"num_layers": 6, "num_single_layers": 27},
+    "PRXTransformer2DModel": {"depth": 16},
+    "QwenImage21Transformer2DModel": {"num_layers": 32},
+    "QwenImageTransformer2DModel": {"num_layers": 60},
+    "SD3Transformer2DModel": {"num_layers": 38},
+    "ZImageTransformer2DModel": {"n_layers": 30},
+}
+FAMILIES = {name: replace(tiny, depth=DEPTHS[tiny.model]) for name, tiny in FAMILIES.items()}

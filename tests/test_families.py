@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ import rarelift
 from families import FAMILIES, L, Tiny, ragged
 from rarelift import streams
 from rarelift.hooks import _text_span, _valid, links_of
+from rarelift.locate import locate
 from rarelift.spans import RESOLVERS
 
 diffusers.utils.logging.set_verbosity_error()
@@ -227,6 +229,38 @@ def test_compiled_families(name: str, regional: bool) -> None:
     torch.testing.assert_close(run(model, tiny), expected)
     assert counter.frame_count == compiled
     assert handle.calls == 2 * tiny.blocks
+
+
+# one entry of each model: variants have the same blocks
+GROWTH = 2
+DEEP = {tiny.model: name for name, tiny in reversed(FAMILIES.items())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP.values())
+def test_at_real_depth(name: str) -> None:
+    """What `carry` would compound, 1.5 to the power of 60, does not grow without it, and is finite in float16 too."""
+    tiny = FAMILIES[name].deep()
+    model = tiny.make()
+    last = locate(model)[-1]
+    at = list(inspect.signature(type(last.module).forward).parameters).index(last.family.text) - 1
+    reached: list[Tensor] = []
+
+    def watch(_module: Any, args: Any, kwargs: Any) -> None:
+        reached.append(kwargs[last.family.text] if last.family.text in kwargs else args[at])
+
+    last.module.register_forward_pre_hook(watch, with_kwargs=True)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        reached.clear()
+        plain = run(model.to(dtype), tiny)
+        assert plain.isfinite().all()
+        with rarelift.apply(model, alpha=1.5) as handle:
+            lifted = run(model, tiny)
+        assert handle.calls == len(handle.sites) > 15
+        assert lifted.isfinite().all(), dtype
+        assert not torch.equal(lifted, plain), dtype
+        before, after = (stream.float().norm() for stream in reached)
+        assert after < GROWTH * before, dtype
 
 
 def test_cached_text_is_lifted_where_it_is_read() -> None:
