@@ -5,7 +5,7 @@ Parameters that start at zero (gates, output layers) are given values, or the te
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -42,7 +42,12 @@ def ids(*sizes: int) -> Tensor:
 @dataclass(frozen=True)
 class Tiny:
     """One family: `blocks` is how many joint blocks it has, `prompt` the argument that carries the text (`more_text`
-    others that do), `mask` the one with its valid tokens."""
+    others that do), `mask` the one with its valid tokens.
+
+    `padded`: the padded tokens of the second sample in `prompt`; `gone`: they are blanked or left out before the blocks
+    whatever the setting; `samples`: how many a call can have; `read`: what the pipeline reads of the output; `depth`:
+    what of the config gives the depth of the largest release, and `deep_call` its call, where that is another one.
+    """
 
     model: str
     blocks: int
@@ -51,6 +56,15 @@ class Tiny:
     prompt: str = "encoder_hidden_states"
     mask: str | None = None
     more_text: tuple[str, ...] = ()
+    padded: tuple[Any, ...] = (slice(L - 2, None),)
+    gone: bool = False
+    samples: int = B
+    read: tuple[Any, ...] = ()
+    depth: dict[str, Any] = field(default_factory=dict)
+    deep_call: Callable[[], Arguments] | None = None
+
+    def deep(self) -> Tiny:
+        return replace(self, config={**self.config, **self.depth}, call=self.deep_call or self.call)
 
     def make(self, dtype: torch.dtype = torch.float32) -> Any:
         torch.manual_seed(0)
@@ -203,6 +217,82 @@ def cogview(**more: Any) -> Arguments:
     }
 
 
+def hunyuan_video15(**more: Any) -> Arguments:
+    return {
+        "hidden_states": noise(B, 4, 1, 4, 4),
+        "timestep": STEPS,
+        "encoder_hidden_states": text(),
+        "encoder_attention_mask": ragged().long(),
+        "encoder_hidden_states_2": text(8, 4),
+        "encoder_attention_mask_2": torch.ones(B, 4, dtype=torch.long),
+        "image_embeds": torch.zeros(B, 3, 12),
+        **more,
+    }
+
+
+def omnigen(padding: int) -> Arguments:
+    """In the second sample `padding` tokens on the left; in the first an image at 2 to 18."""
+    words, total = 23, 23 + 1 + N
+    mask = torch.ones(total, total).tril().expand(B, -1, -1).clone()
+    mask[:, words + 1 :, words:] = 1
+    mask[0, 2:18, 2:18] = 1
+    mask[1, padding:, :padding] = 0
+    mask[1, :padding] = 1
+    return {
+        "hidden_states": noise(B, 4, 8, 8),
+        "timestep": STEPS,
+        "input_ids": torch.randint(1, 50, (B, words)),
+        "input_img_latents": [noise(1, 4, 8, 8)],
+        "input_image_sizes": {0: [[2, 18]]},
+        "attention_mask": mask,
+        "position_ids": torch.arange(total).expand(B, -1),
+    }
+
+
+def qwen21(slots: list[int], **more: Any) -> Arguments:
+    """`slots` tells the image slots, 1, from the words, 0; the last four are those of the target."""
+    images = sum(slots) // 4
+    return {
+        "hidden_states": noise(B, images * N, 4),
+        "encoder_hidden_states": text(16, len(slots) - 4),
+        "timestep": STEPS[:1] / 1000,
+        "img_shapes": [[(1, 4, 4)] * images] * B,
+        "img_mask": torch.tensor([slots] * B, dtype=torch.bool),
+        **more,
+    }
+
+
+def fibo2(**more: Any) -> Arguments:
+    return image(encoder_hidden_states=noise(B, 2, L, 12), timestep=STEPS / 1000, **more)
+
+
+def cosmos3(words: int = 5) -> Arguments:
+    return {
+        "input_ids": torch.randint(0, 30, (words,)),
+        "text_indexes": torch.arange(words),
+        "position_ids": torch.arange(words + 4).expand(3, -1),
+        "und_len": words,
+        "sequence_length": words + 4,
+        "vision_tokens": [noise(1, 2, 1, 2, 2)],
+        "vision_token_shapes": [(1, 2, 2)],
+        "vision_sequence_indexes": torch.arange(words, words + 4),
+        "vision_mse_loss_indexes": torch.arange(words, words + 4),
+        "vision_timesteps": torch.full((4,), 500.0),
+        "vision_noisy_frame_indexes": [torch.tensor([0])],
+    }
+
+
+def omni() -> Arguments:
+    """Z-Image with two images, the first one clean."""
+    return {
+        "x": [[noise(4, 1, 8, 8), noise(4, 1, 8, 8)] for _ in range(B)],
+        "t": STEPS / 1000,
+        "cap_feats": [[noise(L, 16), noise(3, 16)], [noise(5, 16), noise(40, 16)]],
+        "siglip_feats": [[noise(2, 2, 8), None] for _ in range(B)],
+        "image_noise_mask": [[0, 1]] * B,
+    }
+
+
 def image(**more: Any) -> Arguments:
     return {"hidden_states": noise(B, 4, 8, 8), "encoder_hidden_states": text(), "timestep": STEPS, **more}
 
@@ -288,6 +378,7 @@ FAMILIES: dict[str, Tiny] = {
         4,
         {**FLUX, "axes_dims_rope": [4, 4, 8], "text_encoder_dim": 12},
         lambda: fibo(4),
+        deep_call=lambda: fibo(57),
         more_text=("text_encoder_layers",),
     ),
     "BriaFibo, padded": Tiny(
@@ -357,17 +448,10 @@ FAMILIES: dict[str, Tiny] = {
             "target_size": 16,
             "task_type": "t2v",
         },
-        lambda: {
-            "hidden_states": noise(B, 4, 1, 4, 4),
-            "timestep": STEPS,
-            "encoder_hidden_states": text(),
-            "encoder_attention_mask": ragged().long(),
-            "encoder_hidden_states_2": text(8, 4),
-            "encoder_attention_mask_2": torch.ones(B, 4, dtype=torch.long),
-            "image_embeds": torch.zeros(B, 3, 12),
-        },
+        hunyuan_video15,
         mask="encoder_attention_mask",
         more_text=("encoder_hidden_states_2",),
+        gone=True,
     ),
     "Framepack": Tiny(
         "HunyuanVideoFramepackTransformer3DModel",
@@ -619,6 +703,7 @@ FAMILIES: dict[str, Tiny] = {
         },
         lambda: image(encoder_attention_mask=ragged()),
         mask="encoder_attention_mask",
+        gone=True,
     ),
     "Ideogram4": Tiny(
         "Ideogram4Transformer2DModel",
@@ -721,6 +806,91 @@ FAMILIES: dict[str, Tiny] = {
         prompt="text_bth",
         mask="text_lens",
     ),
+    "QwenImage2.1": Tiny(
+        "QwenImage21Transformer2DModel",
+        2,
+        {
+            **HEADS,
+            "patch_size": 1,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "context_in_dim": 16,
+            "mlp_ratio": 2,
+            "axes_dims_rope": (8, 4, 4),
+        },
+        lambda: qwen21([0] * L + [1] * 4, encoder_hidden_states_mask=ragged()),
+        mask="encoder_hidden_states_mask",
+        read=(slice(None), slice(-N, None)),
+    ),
+    "OmniGen": Tiny(
+        "OmniGenTransformer2DModel",
+        2,
+        {
+            "hidden_size": 16,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "intermediate_size": 32,
+            "num_layers": 2,
+            "pad_token_id": 0,
+            "vocab_size": 100,
+            "in_channels": 4,
+            "time_step_dim": 4,
+            "pos_embed_max_size": 16,
+            "rope_scaling": {"long_factor": [1, 1], "short_factor": [1, 1]},
+        },
+        lambda: omnigen(2),
+        prompt="input_ids",
+        mask="attention_mask",
+        padded=(slice(2),),
+        gone=True,
+    ),
+    "BriaFibo2": Tiny(
+        "BriaFibo2Transformer2DModel",
+        2,
+        {
+            "in_channels": 4,
+            "patch_size": 2,
+            "dim": 16,
+            "n_layers": 2,
+            "n_refiner_layers": 1,
+            "n_heads": 1,
+            "cap_feat_dim": 12,
+            "injection_layer_ids": (1,),
+            "perceiver_num_layers": 1,
+            "min_num_gist_tokens": 4,
+            "max_num_gist_tokens": 8,
+            "gist_step": 2,
+            "gist_min_text_len": 2,
+            "gist_max_text_len": 8,
+            "axes_dims": (8, 4, 4),
+            "axes_lens": (64, 32, 32),
+        },
+        lambda: fibo2(context_latents=[noise(B, 4, 4, 8)]),
+    ),
+    "Cosmos3Omni": Tiny(
+        "Cosmos3OmniTransformer",
+        2,
+        {
+            "head_dim": 6,
+            "hidden_act": "relu2",
+            "hidden_size": 12,
+            "intermediate_size": 24,
+            "latent_channel": 2,
+            "latent_patch_size": 1,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "patch_latent_dim": 2,
+            "qk_norm_for_text": False,
+            "rope_axes_dim": [1, 1, 1],
+            "rope_theta": 10000.0,
+            "vocab_size": 32,
+        },
+        cosmos3,
+        prompt="input_ids",
+        samples=1,
+    ),
 }
 
 
@@ -737,3 +907,68 @@ FAMILIES |= {
     "AuraFlow, packed": _packed("AuraFlow", 2, num_mmdit_layers=0),
     "HiDream, packed": _packed("HiDream", 2, num_layers=0, llama_layers=(0, 1)),
 }
+
+FAMILIES |= {
+    "HunyuanVideo1.5, image to video": replace(
+        FAMILIES["HunyuanVideo1.5"], call=lambda: hunyuan_video15(image_embeds=noise(B, 3, 12))
+    ),
+    "MotifVideo, image to video": replace(
+        FAMILIES["MotifVideo"], call=lambda: {**FAMILIES["MotifVideo"].call(), "image_embeds": noise(B, 3, 4)}
+    ),
+    "QwenImage2.1, editing": replace(
+        FAMILIES["QwenImage2.1"], call=lambda: qwen21([0] * 3 + [1] * 4 + [0] * 3 + [1] * 4), mask=None
+    ),
+    "BriaFibo2, padded": replace(
+        FAMILIES["BriaFibo2"],
+        call=lambda: fibo2(encoder_attention_mask=ragged(), context_latents=[noise(B, 4, 4, 8)]),
+        mask="encoder_attention_mask",
+        padded=(slice(None), slice(L - 2, None)),
+        gone=True,
+    ),
+    "ZImage, omni": replace(FAMILIES["ZImage"], config={**FAMILIES["ZImage"].config, "siglip_feat_dim": 8}, call=omni),
+}
+
+# SD3, CogVideoX, ConsisID and Cosmos 3 are known to have larger releases than the defaults of their classes describe
+_FLUX = {"num_layers": 19, "num_single_layers": 38}
+_HUNYUAN = {"num_layers": 20, "num_single_layers": 40}
+DEPTHS: dict[str, dict[str, Any]] = {
+    "AuraFlowTransformer2DModel": {"num_mmdit_layers": 4, "num_single_dit_layers": 32},
+    "BriaFibo2Transformer2DModel": {"n_layers": 44},
+    "BriaFiboTransformer2DModel": _FLUX,
+    "BriaTransformer2DModel": _FLUX,
+    "ChromaTransformer2DModel": _FLUX,
+    "CogVideoXTransformer3DModel": {"num_layers": 42},
+    "CogView3PlusTransformer2DModel": {"num_layers": 30},
+    "CogView4Transformer2DModel": {"num_layers": 30},
+    "ConsisIDTransformer3DModel": {"num_layers": 42},
+    "Cosmos3OmniTransformer": {"num_hidden_layers": 64},
+    "EasyAnimateTransformer3DModel": {"num_layers": 48, "mmdit_layers": 48},
+    "ErnieImageTransformer2DModel": {"num_layers": 24},
+    "Flux2Transformer2DModel": {"num_layers": 8, "num_single_layers": 48},
+    "Flux3Transformer2DModel": {"num_layers": 5, "num_single_layers": 28},
+    "FluxTransformer2DModel": _FLUX,
+    "GlmImageTransformer2DModel": {"num_layers": 30},
+    "HiDreamImageTransformer2DModel": {"num_layers": 16, "num_single_layers": 32, "llama_layers": (0,) * 48},
+    "HunyuanImageTransformer2DModel": _HUNYUAN,
+    "HunyuanVideo15Transformer3DModel": {"num_layers": 54},
+    "HunyuanVideoFramepackTransformer3DModel": _HUNYUAN,
+    "HunyuanVideoTransformer3DModel": _HUNYUAN,
+    "Ideogram4Transformer2DModel": {"num_layers": 34},
+    "JoyImageEditPlusTransformer3DModel": {"num_layers": 20},
+    "JoyImageEditTransformer3DModel": {"num_layers": 20},
+    "Krea2Transformer2DModel": {"num_layers": 28},
+    "LongCatImageTransformer2DModel": _FLUX,
+    "Lumina2Transformer2DModel": {"num_layers": 26},
+    "MiniMaxH3Transformer3DModel": {"num_layers": 50},
+    "MochiTransformer3DModel": {"num_layers": 48},
+    "MotifVideoTransformer3DModel": _HUNYUAN,
+    "NucleusMoEImageTransformer2DModel": {"num_layers": 24, "capacity_factors": [8.0] * 24},
+    "OmniGenTransformer2DModel": {"num_layers": 32},
+    "OvisImageTransformer2DModel": {"num_layers": 6, "num_single_layers": 27},
+    "PRXTransformer2DModel": {"depth": 16},
+    "QwenImage21Transformer2DModel": {"num_layers": 32},
+    "QwenImageTransformer2DModel": {"num_layers": 60},
+    "SD3Transformer2DModel": {"num_layers": 38},
+    "ZImageTransformer2DModel": {"n_layers": 30},
+}
+FAMILIES = {name: replace(tiny, depth=DEPTHS[tiny.model]) for name, tiny in FAMILIES.items()}

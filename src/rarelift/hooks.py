@@ -153,7 +153,8 @@ class Link:
 
     `at` holds argument positions; `fresh`: the instance had no `forward` of its own before; `whole`: the stream is
     nothing but text, and no mask comes with it. `text`, `place` and `returns` say of a block where its stream is:
-    name and position of the argument, and position in what it returns.
+    name and position of the argument, and position in what it returns. `config` is the transformer's, where it says
+    where the text is.
     """
 
     inner: Callable[..., Any]
@@ -165,15 +166,21 @@ class Link:
     text: str
     place: int
     returns: int | None
+    config: dict[str, Any]
 
 
 def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
     lift, family = link.lift, link.family
     if lift.active:
+        if family.cached and _argument(link, family.cached, args, kwargs) is not None and lift.windowed:
+            raise RuntimeError(
+                f"start={lift.settings.start}, stop={lift.settings.stop}: the text's keys and values are kept from the "
+                f"first step for all others ({family.cached}); use start=0, stop=1, or turn that off"
+            )
         text = _argument(link, family.model_text, args, kwargs)
         lift.begin(text, _argument(link, family.model_timestep, args, kwargs))
         if family.scattered is not None:
-            call = {**{name: args[i] for name, i in link.at.items() if i < len(args)}, **kwargs}
+            call = {**link.config, **{name: args[i] for name, i in link.at.items() if i < len(args)}, **kwargs}
             lift.places = RESOLVERS[family.scattered](call)
         elif lift.packed is not None:
             sizes = lift.packed.length or ((lift.packed.model_text, 1, 1),)
@@ -190,7 +197,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         return link.inner(*args, **kwargs)
     named = name in kwargs
     stream = kwargs[name] if named else args[link.place] if link.place < len(args) else None
-    if stream is None:
+    if stream is None or (link.family.scattered is not None and not lift.places.shape[1]):
         return link.inner(*args, **kwargs)
     if link.whole:
         z = stream
@@ -239,13 +246,18 @@ def _text_span(lift: Lift, family: Family, stream: Tensor) -> tuple[int, int]:
 def _cut(stream: Tensor, family: Family, first: int, last: int) -> Tensor:
     """The text of a stream, `[B, L, D]`."""
     text = stream.narrow(family.token_dim, first, last - first)
+    if text.ndim == 2:
+        return text[None]
     return text if family.token_dim == 1 else text.transpose(0, 1)
 
 
 def _paste(stream: Tensor, text: Tensor, family: Family, first: int, last: int) -> Tensor:
     """A copy of a stream with its text replaced."""
     dim = family.token_dim
-    text = text if dim == 1 else text.transpose(0, 1)
+    if stream.ndim == 2:
+        text = text[0]
+    elif dim == 0:
+        text = text.transpose(0, 1)
     before, after = stream.narrow(dim, 0, first), stream.narrow(dim, last, stream.shape[dim] - last)
     return torch.cat([before, text, after], dim)
 
@@ -255,22 +267,23 @@ def _valid(
 ) -> Tensor | None:
     """Which tokens between `first` and `last` are text and take part, `[B, L]`; None for all."""
     family, total = link.family, stream.shape[link.family.token_dim]
+    places: Tensor | None = None
     if family.scattered is not None:
         places = link.lift.places[:, :total]
-        return F.pad(places, (0, total - places.shape[1]))
+        places = F.pad(places, (0, total - places.shape[1]))
     if family.mask is None or not link.lift.masked:
-        return None
+        return places
     name, _, key = family.mask.partition(".")
     mask: Any = _argument(link, name, args, kwargs)
     if key:
         mask = (mask or {}).get(key)
     if mask is None:
-        return None
+        return places
     mask = mask.flatten(1)
     if family.layout == "dual":  # a mask over both streams, or over this one alone
         mask = mask[:, :total] if family.span == "first" else mask[:, mask.shape[1] - total :]
     valid: Tensor = mask[:, first:last] != 0
-    return valid
+    return valid if places is None else valid & places
 
 
 def _argument(link: Link, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -287,9 +300,10 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     inner = holder.get(key, bare_forward(module))
     family = family or lift.family
     whole = family.layout == "dual" and family.token_dim == 1
-    whole = whole and not (family.mask or family.registers or family.leading)
+    whole = whole and not (family.mask or family.registers or family.leading or family.scattered)
     at = {name: i for i, name in enumerate(parameters)}
-    link = Link(inner, lift, at, family, fresh, whole, family.text, at.get(family.text, 0), family.returns)
+    config = dict(getattr(module, "config", {})) if family.scattered else {}
+    link = Link(inner, lift, at, family, fresh, whole, family.text, at.get(family.text, 0), family.returns, config)
     holder[key] = functools.update_wrapper(functools.partial(function, link), inner)
 
 

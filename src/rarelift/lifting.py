@@ -178,23 +178,26 @@ class Lift:
     def begin(self, text: Tensor | Sequence[Any], timestep: object) -> None:
         """Set what the blocks of one call read. Traced under torch.compile; branches on shapes only.
 
-        `text` has one row per sample of the batch, or is a list of samples.
+        `text` has one row per sample of the batch, or is a list of samples, or one-dimensional: the only sample.
         """
         if self.missing is not None:
             raise RuntimeError(
                 f"{self.missing}: this call did not come from the pipeline that rarelift.apply was given"
             )
-        rows, first = len(text), text
+        rows, first = 1 if isinstance(text, Tensor) and text.ndim == 1 else len(text), text
         while not isinstance(first, Tensor):
             first = first[0]
         if self.traced_calls.device != first.device:
             self.to(first.device)
         scale = self._rows(self.scale, rows)
-        if isinstance(timestep, Tensor) and (torch.compiler.is_compiling() or self.windowed):
-            t = timestep.detach().to(self.window).reshape(-1, 1, 1)
+        told = timestep if isinstance(timestep, Tensor) and timestep.numel() else None
+        if told is not None and (torch.compiler.is_compiling() or self.windowed):
+            t = told.detach().to(self.window).reshape(-1, 1, 1)[:rows]  # a token each, where there is one sample
             if self.family.timestep_scale is not None:
                 t = t * self.family.timestep_scale + self.family.timestep_zero
             scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
+        elif self.windowed:
+            raise RuntimeError(f"start and stop: {self.family.model_timestep} of this call tells no step")
         if self.family.batch == "separate":
             if not self.named and self.gated:
                 self._tell_branch(first)

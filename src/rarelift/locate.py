@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .streams import CROSS_ATTENTION, FAMILIES, NOT_YET, Family
+from .streams import CROSS_ATTENTION, FAMILIES, Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,8 +116,6 @@ def _refusal(root: nn.Module) -> str:
     reason = next((CROSS_ATTENTION[n] for n in _names(root) if n in CROSS_ATTENTION), None)
     if reason:
         return f"{name}, which has no joint attention ({reason}), so there is nothing for rarelift to lift"
-    if set(NOT_YET) & set(_names(root)):
-        return f"{name}, which has joint attention, but text at places that are not supported yet"
     return f"{name}, which is not a model that rarelift knows"
 
 

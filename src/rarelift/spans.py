@@ -1,7 +1,8 @@
 """Where the text is in sequences that hold it at different places in each sample, read off the transformer's call.
 
-Each function takes the call's arguments by name and returns the positions of text tokens as a boolean mask
-`[B, S']` from the sequence's start; positions after S' hold no text. Learned padding tokens do not count as text.
+Each function takes the call's arguments by name, and beneath them the entries of the transformer's config. It returns
+the positions of text tokens as a boolean mask `[B or 1, S']` from the sequence's start; positions after S' hold no
+text. Learned padding tokens do not count as text.
 Source: the sources of diffusers 0.42.1.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Call = Mapping[str, Any]
@@ -18,6 +20,7 @@ Call = Mapping[str, Any]
 _MULTIPLE = 32  # Z-Image fills images and captions up to multiples of this
 _TEXT = 3  # Ideogram 4's mark of text tokens
 _TAG = 1  # MiniMax H3's
+_SLOT = 4  # image tokens for each of Qwen-Image 2.1's image slots
 
 
 def in_front(call: Call) -> Tensor:
@@ -56,6 +59,65 @@ def z_image(call: Call) -> Tensor:
     return torch.tensor([row + [False] * (longest - len(row)) for row in rows], device=_device(captions))
 
 
+def interleaved(call: Call) -> Tensor:
+    """Qwen-Image 2.1: words and images in turn, alike in all samples; none of the words where their keys are cached."""
+    images: Tensor = call["img_mask"][:1]
+    if call.get("kv_cache_mode") == "cached":
+        return images.new_zeros(1, 0)
+    return ~images.repeat_interleave(torch.where(images[0], _SLOT, 1), dim=1)
+
+
+def before_time(call: Call) -> Tensor:
+    """OmniGen: [words with images in their midst, time, image], padded on the left.
+
+    The time token attends to all words, so its row of the mask tells them from padding.
+    """
+    ids: Tensor = call["input_ids"]
+    mask: Tensor | None = call.get("attention_mask")
+    length = ids.shape[1]
+    if mask is None:
+        text = torch.ones_like(ids, dtype=torch.bool)
+    else:  # 1 and 0, or, with a dimension for heads, 0 and a large negative number
+        text = mask[:, length, :length] > 0 if mask.ndim == 3 else mask[:, 0, length, :length] == 0
+    for sample, images in call["input_image_sizes"].items():
+        for first, last in images:
+            text[sample, first:last] = False
+    return text
+
+
+def gist(call: Call) -> Tensor:
+    """Bria Fibo 2: [summary, image, more images]; [image, more images, summary] where its length differs by sample."""
+    from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count
+
+    states: Tensor = call["encoder_hidden_states"]
+    mask: Tensor | None = call.get("encoder_attention_mask")
+    lengths = [states.shape[2]] * len(states) if mask is None else mask.sum(1).tolist()
+    counts = compute_gist_count(
+        lengths,
+        min_gist=call["min_num_gist_tokens"],
+        max_gist=call["max_num_gist_tokens"],
+        gist_step=call["gist_step"],
+        min_text_len=call["gist_min_text_len"],
+        max_text_len=call["gist_max_text_len"],
+    )
+    places = torch.arange(max(counts), device=states.device)
+    text = places < torch.tensor(counts, device=states.device)[:, None]
+    if min(counts) == max(counts):
+        return text
+    patch = call["patch_size"]
+    pictures: list[Tensor] = [call["hidden_states"], *(call.get("context_latents") or ())]
+    return F.pad(text, (sum((x.shape[-2] // patch) * (x.shape[-1] // patch) for x in pictures), 0))
+
+
+def behind_images(call: Call) -> Tensor:
+    """HunyuanVideo 1.5: [image, words, padding]; [words, image, padding] where the image is blank: text to video."""
+    image: Tensor = call["image_embeds"]
+    words = torch.cat([call["encoder_attention_mask"].bool(), call["encoder_attention_mask_2"].bool()], 1)
+    places = torch.arange(image.shape[1] + words.shape[1], device=image.device)
+    first = torch.where((image == 0).all(), words.sum(1, keepdim=True), 0)
+    return (places < first) | (places >= first + image.shape[1])
+
+
 def _filled(tokens: int) -> int:
     return tokens + -tokens % _MULTIPLE
 
@@ -66,5 +128,7 @@ def _device(value: Any) -> torch.device:
     return value.device
 
 
-RESOLVERS: dict[str, Callable[[Call], Tensor]] = {f.__name__: f for f in (in_front, indicated, tagged, z_image)}
+RESOLVERS: dict[str, Callable[[Call], Tensor]] = {
+    f.__name__: f for f in (in_front, indicated, tagged, z_image, interleaved, before_time, gist, behind_images)
+}
 """What `streams.Family.scattered` may name."""

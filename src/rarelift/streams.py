@@ -41,9 +41,10 @@ class Family:
     span: Literal["first", "last"] = "first"
     """Where the text is in a packed sequence, and in a mask over both streams."""
     scattered: str | None = None
-    """Of packed layouts: the function of `spans` that says where the text is, when it is no one span."""
+    """The function of `spans` that says where the text is, when it is no one span."""
     token_dim: Literal[0, 1] = 1
-    """Dimension of the stream that counts tokens; with 0, samples are on dimension 1."""
+    """Dimension of the stream that counts tokens; with 0, samples are on dimension 1, or there is one sample only and
+    the stream is `[L, D]`."""
     returns: Literal[0, 1] | None = None
     """Where the stream of `text` is in the block's return; None when the block returns one tensor: of a packed block
     the sequence, of a dual one the image without the text."""
@@ -68,6 +69,9 @@ class Family:
     """Transformer argument that carries the scheduler's timestep."""
     timestep_scale: float | None = 1.0
     """What that argument is multiplied by to get the scheduler's timestep; None when that is not known."""
+    cached: str | None = None
+    """Transformer argument that is not None where the text's keys and values are kept from one step for the next, which
+    leaves nothing for start and stop to decide."""
     timestep_zero: float = 0.0
     """The scheduler's timestep where the transformer is told 0."""
     segments: tuple[Segment, ...] = ()
@@ -126,7 +130,6 @@ CROSS_ATTENTION: dict[str, str] = dict.fromkeys(
         "LatteTransformer3DModel",
         "LongCatAudioDiTTransformer",
         "LuminaNextDiT2DModel",
-        "MiniMaxMusic3Transformer1DModel",
         "PixArtTransformer2DModel",
         "SanaTransformer2DModel",
         "SanaVideoTransformer3DModel",
@@ -149,19 +152,12 @@ CROSS_ATTENTION: dict[str, str] = dict.fromkeys(
     "DiTTransformer2DModel": "it is conditioned on a class label, not on text",
     "Kandinsky5Transformer3DModel": "text tokens attend to themselves only, and the visual blocks cross-attend to them",
     "Kandinsky6SRTransformer3DModel": "it takes no text",
+    "MiniMaxMusic3Transformer1DModel": "what it is conditioned on is laid over the audio, channel by channel",
     "RFD4ProteinaTransformer": "it builds proteins and takes no text",
     "PriorTransformer": "its sequence holds text and an image embedding, not image tokens",
     "UNet2DModel": "it takes no text",
 }
 """Models known not to do joint attention, with the reason, for errors that explain."""
-
-NOT_YET = (
-    "BriaFibo2Transformer2DModel",
-    "Cosmos3OmniTransformer",
-    "OmniGenTransformer2DModel",
-    "QwenImage21Transformer2DModel",
-)
-"""Joint models whose text is interleaved with images, summarised, or without a batch."""
 
 _IMAGE_TOKENS = (
     "the text stream of its {} variants holds image tokens that cannot be told from the words; they take part"
@@ -311,7 +307,7 @@ _ROWS = (
         text="encoder_hidden_states",
         returns=1,
         mask="attention_mask",
-        note=_IMAGE_TOKENS.format("image-to-video"),
+        scattered="behind_images",
     ),
     *(
         Family(
@@ -537,6 +533,51 @@ _ROWS = (
         mask="attention_mask",
         model_text="text_bth",
     ),
+    Family(
+        model="QwenImage21Transformer2DModel",
+        blocks="transformer_blocks",
+        block="QwenImage21TransformerBlock",
+        layout="packed",
+        text="hidden_states",
+        scattered="interleaved",
+        mask="key_valid",
+        timestep_scale=_PER_MILLE,
+        cached="kv_cache_mode",
+        note="use_kv_cache, on by default, has the text read in the first step only: changed settings act with the "
+        "next picture, and start and stop are refused",
+    ),
+    Family(
+        model="OmniGenTransformer2DModel",
+        blocks="layers",
+        block="OmniGenBlock",
+        layout="packed",
+        text="hidden_states",
+        scattered="before_time",
+        model_text="input_ids",
+    ),
+    Family(
+        model="BriaFibo2Transformer2DModel",
+        blocks="layers",
+        block="BriaFibo2TransformerBlock",
+        layout="packed",
+        text="x",
+        scattered="gist",
+        timestep_scale=_PER_MILLE,
+        note="what is lifted is a summary of the prompt in learned tokens; some blocks also cross-attend to the prompt "
+        "itself, which is not touched",
+    ),
+    Family(
+        model="Cosmos3OmniTransformer",
+        blocks="layers",
+        block="Cosmos3VLTextMoTDecoderLayer",
+        layout="dual",
+        text="und_seq",
+        token_dim=0,
+        returns=0,
+        model_text="input_ids",
+        model_timestep="vision_timesteps",
+        note="the whole chat, with its system prompt, takes part; the text never attends to the image",
+    ),
 )
 
 _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[str, ...]] = {
@@ -556,8 +597,10 @@ _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[st
     ),
     "cond_uncond": ("ZImageTransformer2DModel",),
     "separate": (
+        "BriaFibo2Transformer2DModel",
         "ChromaTransformer2DModel",
         "CogView4Transformer2DModel",
+        "Cosmos3OmniTransformer",
         "Flux2Transformer2DModel",
         "FluxTransformer2DModel",
         "GlmImageTransformer2DModel",
@@ -572,6 +615,7 @@ _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[st
         "MotifVideoTransformer3DModel",
         "NucleusMoEImageTransformer2DModel",
         "OvisImageTransformer2DModel",
+        "QwenImage21Transformer2DModel",
         "QwenImageTransformer2DModel",
     ),
     "cond": ("Ideogram4Transformer2DModel",),  # its unconditional half is another model
