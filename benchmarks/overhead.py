@@ -45,7 +45,7 @@ import rarelift
 from measure import RESULTS, table, versions, write_section
 from rarelift import pipelines
 from rarelift.bench.stats import Estimate
-from rarelift.locate import locate
+from rarelift.locate import Site, locate
 from rarelift.settings import Spread
 from sizes import SIZES, Size
 
@@ -202,27 +202,24 @@ def streams_of(model: nn.Module, arguments: Mapping[str, Any]) -> list[Stream]:
     """The text stream at each joint block, as one call of an untouched model shows it."""
     found: list[Stream] = []
     taps = []
-    for site in locate(model):
+
+    def listen(site: Site) -> None:
         family, signature = site.family, inspect.signature(type(site.module).forward)
-        if family.layout != "dual" or family.token_dim != 1 or family.returns is None:
+        place = family.returns
+        if family.layout != "dual" or family.token_dim != 1 or place is None:
             raise ValueError(f"{site.name}: bytes are counted for text that is an argument and a result of its own")
 
-        def note(
-            module: nn.Module,
-            args: Any,
-            kwargs: Any,
-            output: Any,
-            signature: inspect.Signature = signature,
-            name: str = family.text,
-            place: int = family.returns,
-            pasted: bool = bool(family.mask or family.registers or family.leading),
-        ) -> None:
-            text: Tensor = signature.bind(module, *args, **kwargs).arguments[name]
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            text: Tensor = signature.bind(module, *args, **kwargs).arguments[family.text]
             batch, length, width = text.shape
+            pasted = bool(family.mask or family.registers or family.leading)
             found.append(Stream((batch, length, width), output[place] is not None, pasted))
 
         taps.append(site.module.register_forward_hook(note, with_kwargs=True))
+
     try:
+        for site in locate(model):
+            listen(site)
         with torch.no_grad():
             model(**arguments, return_dict=False)
     finally:
