@@ -208,15 +208,19 @@ class Bench:
 
 def made_with(drawing: Drawing) -> dict[str, Any]:
     """What else a picture depends on, for its record."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     return {
-        "commit": commit,
+        **versions(),
         "suite": VERSION,
         "dtype": "bfloat16" if bf16_is_fast() else "float32",
         "compiled": drawing.compiled,
-        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
+
+
+def versions() -> dict[str, str]:
+    """The commit that measures, and what it stands on."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return {"commit": commit, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
 
 
 def passes(cell: Cell) -> int:
