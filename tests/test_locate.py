@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from rarelift.streams import CROSS_ATTENTION, FAMILIES, Family, Segment, registe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_pipeline_and_transformer_give_the_same_blocks(pipe: diffusers.StableDiffusion3Pipeline) -> None:
@@ -125,17 +128,14 @@ def test_register_refuses_what_cannot_work() -> None:
     assert "M" not in streams.FAMILIES
 
 
-def table_of_models() -> str:
-    """What docs/models.md says of the rows."""
-    lines = ["| model | joint blocks | layout | mask |", "|---|---|---|---|"]
-    for name in sorted(n for n in FAMILIES if hasattr(diffusers, n)):
-        rows = FAMILIES[name]
-        lists = ", ".join(f"`{f.blocks}`" for f in rows)
-        layouts = ", ".join(dict.fromkeys("scattered" if f.scattered else f.layout for f in rows))
-        lines.append(f"| {name} | {lists} | {layouts} | {'yes' if any(f.mask for f in rows) else 'no'} |")
-    return "\n".join(lines)
-
-
 def test_the_page_of_models_is_the_table() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
-    assert f"<!-- models -->\n{table_of_models()}\n<!-- /models -->" in page
+    spec = importlib.util.spec_from_file_location("make_models", ROOT / "docs" / "make_models.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make_models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_models)
+    text = make_models.PAGE.read_text(encoding="utf-8")
+    assert all(name in make_models.table() for name in FAMILIES)
+    assert text == make_models.page(text), "run python docs/make_models.py"
+    stale = text.replace("| SD3Transformer2DModel |", "| SD4Transformer2DModel |")
+    assert make_models.page(stale) == text != stale
