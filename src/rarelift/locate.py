@@ -32,15 +32,24 @@ class Site:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`'s and data-parallel wrappers."""
-    for attribute in ("_orig_mod", "module"):
-        inner = getattr(module, attribute, None)
-        if isinstance(inner, nn.Module) and type(module).__name__ in _WRAPPERS:
+    """The module inside the wrappers of `torch.compile`, data parallelism, FSDP and PEFT."""
+    for name in _names(module):
+        inner = getattr(module, _WRAPPERS[name], None) if name in _WRAPPERS else None
+        if isinstance(inner, nn.Module):
             return unwrap(inner)
     return module
 
 
-_WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "PeftModel": "base_model",  # what get_peft_model returns holds a tuner, which holds the model
+    "PeftMixedModel": "base_model",
+    "BaseTuner": "model",
+}
+"""Class name of a wrapper to the attribute with what it wraps."""
 
 
 def is_compiled(module: nn.Module) -> bool:

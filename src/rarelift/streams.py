@@ -72,6 +72,8 @@ class Family:
     """The scheduler's timestep where the transformer is told 0."""
     segments: tuple[Segment, ...] = ()
     """How the prompt becomes positions; empty when that is not known."""
+    parallel: bool = False
+    """Whether diffusers' context parallelism is known to give the blocks of each process their part of the text."""
     note: str = ""
     """What a user should know; shown by `rarelift.inspect`."""
 

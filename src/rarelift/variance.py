@@ -11,6 +11,8 @@ exact at alpha 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,13 +45,19 @@ def spread(z: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> T
     return spread_by(z, *factors(alpha, weights, z))
 
 
-def factors(alpha: float | Tensor, weights: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+def factors(
+    alpha: float | Tensor,
+    weights: Tensor | None,
+    like: Tensor,
+    add_up: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """What `spread` multiplies by, worked out once for any number of blocks.
 
     Args:
         alpha: a number or `[B or 1, 1, 1]`.
         weights: `[B or 1, L]` or None.
         like: a tensor on the device, whose dtype decides between float32 and float64.
+        add_up: where the tokens are spread over processes: adds a tensor up over them. Needs weights.
 
     Returns:
         `scale`, `[B or 1, L or 1, 1]`: the factor on each token's deviation, 1 + (alpha - 1) w. `share`,
@@ -62,11 +70,17 @@ def factors(alpha: float | Tensor, weights: Tensor | None, like: Tensor) -> tupl
         return a, None
     w = weights.to(like.device, wide)[:, :, None]
     total = w.sum(1, keepdim=True)
+    total = total if add_up is None else add_up(total)
     return torch.where(w == 1, a, 1 + (a - 1) * w), (w / torch.where(total == 0, 1, total)).transpose(1, 2)
 
 
-def spread_by(z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
-    """`spread` by its `factors`, in two operations where z needs no widening."""
+def spread_by(
+    z: Tensor, scale: Tensor, share: Tensor | None, add_up: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """`spread` by its `factors`, in two operations where z needs no widening.
+
+    With `add_up`, z and share are this process's part, and the mean is that over all of them.
+    """
     wide = _wide(z.dtype)
     # `to` and `expand` take as long as the arithmetic on a small model, even where they do nothing
     x = z if z.dtype == wide else z.to(wide)
@@ -78,6 +92,8 @@ def spread_by(z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
         share = share if len(share) == len(x) else share.expand(len(x), -1, -1)
         # autocast would multiply matrices in half precision; this has the same sum and is not on its list
         mean = (share.mT * x).sum(1, keepdim=True) if torch.is_autocast_enabled(z.device.type) else torch.bmm(share, x)
+    if add_up is not None:
+        mean = add_up(mean)
     # lerp is exact at 1, scale * (x - mean) + mean is not
     lifted = torch.lerp(mean, x, scale)
     return lifted if z.dtype == wide else _cast(lifted, z.dtype)
