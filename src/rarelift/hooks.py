@@ -151,10 +151,11 @@ def retire(lift: Lift) -> None:
 class Link:
     """One wrapped forward.
 
-    `at` holds argument positions; `fresh`: the instance had no `forward` of its own before; `whole`: the stream is
-    nothing but text, and no mask comes with it.
+    `module` is whose forward it is; `at` holds argument positions; `fresh`: the instance had no `forward` of its own
+    before; `whole`: the stream is nothing but text, and no mask comes with it.
     """
 
+    module: nn.Module
     inner: Callable[..., Any]
     lift: Lift
     at: dict[str, int]
@@ -163,9 +164,42 @@ class Link:
     whole: bool
 
 
+def adding_up(root: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | None:
+    """How to add a tensor up over the processes that a transformer's text is split over; None when it is not split.
+
+    Raises:
+        ValueError: it is split, and where the text then lies is not known.
+    """
+    context = getattr(getattr(root, "_parallel_config", None), "context_parallel_config", None)
+    if context is None:
+        return None
+    if not family.parallel:
+        raise ValueError(
+            f"context parallelism splits the text of {type(root).__name__} in a way that rarelift does not know; "
+            "lift it without `enable_parallelism`"
+        )
+    from torch.distributed._functional_collectives import all_reduce  # traced by torch.compile
+
+    group = context._flattened_mesh.get_group()
+    return lambda part: all_reduce(part, "sum", group) + 0  # an operation waits for the result
+
+
+def refuse_cached_text(root: nn.Module, family: Family) -> None:
+    """Raise where diffusers' TextKVCache makes the keys of the text before any block of ours runs."""
+    if family.returns is not None or family.layout != "dual":
+        return  # that cache is for models whose text is not updated
+    if "text_kv_cache_transformer" in getattr(getattr(root, "_diffusers_hook", None), "hooks", ()):
+        raise ValueError(
+            f"{type(root).__name__} caches its text keys (TextKVCacheConfig): they are made from untouched text, once "
+            "for all steps, so neither alpha nor start and stop would reach them; call its disable_cache() first"
+        )
+
+
 def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
     lift, family = link.lift, link.family
     if lift.active:
+        refuse_cached_text(link.module, family)
+        lift.add_up = adding_up(link.module, family)
         text = _argument(link, family.model_text, args, kwargs)
         lift.begin(text, _argument(link, family.model_timestep, args, kwargs))
         if family.scattered is not None:
@@ -185,7 +219,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
     stream = _argument(link, family.text, args, kwargs) if lift.active else None
     if stream is None:
         return link.inner(*args, **kwargs)
-    if link.whole:
+    if link.whole and lift.add_up is None:
         z = stream
         lifted = new = spread_by(z, lift.live_scale, lift.live_share)
     else:
@@ -193,9 +227,11 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         z = _cut(stream, family, first, last)
         scale, share = lift.live_scale, lift.live_share
         valid = _valid(link, args, kwargs, stream, first, last)
+        if valid is None and lift.add_up is not None:
+            valid = z.new_ones(1, z.shape[1], dtype=torch.bool)
         if valid is not None:
-            scale, share = factors(scale, valid, z)
-        lifted = spread_by(z, scale, share)
+            scale, share = factors(scale, valid, z, lift.add_up)
+        lifted = spread_by(z, scale, share, lift.add_up)
         new = _paste(stream, lifted, family, first, last)
     lift.count()
     if family.text in kwargs:
@@ -278,7 +314,7 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     family = family or lift.family
     whole = family.layout == "dual" and family.token_dim == 1
     whole = whole and not (family.mask or family.registers or family.leading)
-    link = Link(inner, lift, {name: i for i, name in enumerate(parameters)}, family, fresh, whole)
+    link = Link(module, inner, lift, {name: i for i, name in enumerate(parameters)}, family, fresh, whole)
     holder[key] = functools.update_wrapper(functools.partial(function, link), inner)
 
 

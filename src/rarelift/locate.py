@@ -5,7 +5,9 @@ Everything that can be wrong with the target is found here, before anything is a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -29,6 +31,27 @@ class Site:
     module: nn.Module
     root: nn.Module
     family: Family
+
+
+OLDEST_DIFFUSERS = "0.40"
+"""As in pyproject.toml."""
+
+
+def check_diffusers() -> None:
+    """Raise ImportError when the installed diffusers is older than what the table was read from."""
+    try:
+        installed = version("diffusers")
+    except PackageNotFoundError:  # a copy on the path; whoever put it there knows
+        return
+    if _numbers(installed) < _numbers(OLDEST_DIFFUSERS):
+        raise ImportError(
+            f"rarelift needs diffusers {OLDEST_DIFFUSERS} or newer, and {installed} is installed: "
+            f"pip install -U 'diffusers>={OLDEST_DIFFUSERS}'"
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -195,6 +195,7 @@ _ROWS = (
             text="encoder_hidden_states",
             returns=0,
             timestep_scale=scale,
+            parallel=name == "Flux",
             note=note,
         )
         for name, scale, note in (
@@ -216,6 +217,7 @@ _ROWS = (
         text="encoder_hidden_states",
         returns=0,
         timestep_scale=_PER_MILLE,
+        parallel=True,
     ),
     Family(
         model="Flux2Transformer2DModel",
@@ -224,6 +226,7 @@ _ROWS = (
         layout="packed",
         text="hidden_states",
         timestep_scale=_PER_MILLE,
+        parallel=True,
     ),
     Family(
         model="Flux3Transformer2DModel",
@@ -262,6 +265,7 @@ _ROWS = (
         returns=0,
         mask="encoder_hidden_states_mask",
         timestep_scale=_PER_MILLE,
+        parallel=True,
         note=_IMAGE_TOKENS.format("editing"),
     ),
     *(
@@ -538,6 +542,40 @@ _ROWS = (
         token_dim=0,
         mask="attention_mask",
         model_text="text_bth",
+    ),
+    Family(
+        model="SD3ControlNetModel",
+        blocks="transformer_blocks",
+        block="JointTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+    ),
+    *(
+        Family(
+            model="FluxControlNetModel",
+            blocks=blocks,
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=0,
+            leading="controlnet_mode",  # one learned token per mode, of a union ControlNet
+            timestep_scale=_PER_MILLE,
+        )
+        for blocks, block in (
+            ("transformer_blocks", "FluxTransformerBlock"),
+            ("single_transformer_blocks", "FluxSingleTransformerBlock"),
+        )
+    ),
+    Family(
+        model="QwenImageControlNetModel",
+        blocks="transformer_blocks",
+        block="QwenImageTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        mask="encoder_hidden_states_mask",
+        timestep_scale=_PER_MILLE,
     ),
 )
 
