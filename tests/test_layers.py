@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "anatomy": FACTS,
     "lifting": FACTS | {"tokens", "strength"},
     "hooks": FACTS | {"lifting", "spans", "tokens"},
-    "attach": {"hooks", "lifting", "locate", "settings"},
+    "attach": {"hooks", "lifting", "locate", "settings", "streams"},
     "__init__": {"attach", "settings"},
     "pipelines": {"menagerie"},
     "prompts": {"menagerie"},

@@ -12,10 +12,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .hooks import AFTER, lifted_block, lifted_root, link_forward, links_of, retire, tap_method, taps_of, unlink, untap
+from .hooks import (
+    AFTER,
+    adding_up,
+    lifted_block,
+    lifted_root,
+    link_forward,
+    links_of,
+    refuse_cached_text,
+    retire,
+    tap_method,
+    taps_of,
+    unlink,
+    untap,
+)
 from .lifting import Lift, RareliftWarning
-from .locate import Site, is_compiled, locate, transformers_of
+from .locate import Site, check_diffusers, is_compiled, locate, transformers_of, unwrap
 from .settings import Spread, one_of
+from .streams import FAMILIES
 
 
 def apply(
@@ -48,6 +62,7 @@ def apply(
 
     Raises:
         UnsupportedModelError: no joint-attention block was found; nothing was changed.
+        ImportError: the installed diffusers is too old.
         ValueError, TypeError: a setting is wrong, or the target cannot honour it; nothing was changed.
     """
     given = Spread(alpha, carry, tokens, blocks, start, stop, branch)  # type: ignore[arg-type]
@@ -79,8 +94,7 @@ def inspect(target: object) -> Inspection:
     lifted = {site.name: link.lift for site in sites for link in links_of(site.module)}
     lift = next(iter(lifted.values()), None)
     left_out = [(s.name, "not in blocks") for s in sites if lifted and s.name not in lifted]
-    if getattr(target, "controlnet", None) is not None:
-        left_out.append(("controlnet", "has joint blocks of its own, which are not touched"))
+    left_out += _controlnets(target)
     taking = [s for s in sites if not lifted or s.name in lifted]
     return Inspection(
         model=" + ".join(dict.fromkeys(type(s.root).__name__ for s in sites)),
@@ -90,6 +104,18 @@ def inspect(target: object) -> Inspection:
         notes=tuple(_notes(target, sites, lift)),
         settings=lift.settings if lift else None,
     )
+
+
+def _controlnets(target: object) -> Iterator[tuple[str, str]]:
+    """Those of a pipeline that have joint blocks and are not lifted, and how to lift them."""
+    held = getattr(target, "controlnet", None)
+    if not isinstance(held, nn.Module):
+        return
+    nets = getattr(held, "nets", None)
+    named = {f"controlnet.nets[{i}]": net for i, net in enumerate(nets)} if nets else {"controlnet": held}
+    for name, net in named.items():
+        if type(unwrap(net)).__name__ in FAMILIES and not links_of(unwrap(net)):
+            yield name, f"has joint blocks of its own; rarelift.apply(pipe.{name}) lifts them"
 
 
 @dataclass(frozen=True)
@@ -144,6 +170,7 @@ class Handle:
     """The way out of `apply`. A context manager: leaving removes, and warns when nothing was lifted inside."""
 
     def __init__(self, target: object, settings: Spread, prompt: str | list[str] | None = None) -> None:
+        check_diffusers()
         sites = locate(target)
         self._target = target
         self._all = sites
@@ -152,6 +179,9 @@ class Handle:
         self._entered_at = 0
         self.sites = _chosen(sites, settings.blocks)
         """The blocks that are lifted."""
+        for site in sites:
+            adding_up(site.root, site.family)
+            refuse_cached_text(site.root, site.family)
         self._lift.refill(None)
         device = next((p.device for p in sites[0].module.parameters()), torch.device("meta"))
         if device.type != "meta":  # else the first call tells

@@ -151,12 +151,13 @@ def retire(lift: Lift) -> None:
 class Link:
     """One wrapped forward.
 
-    `at` holds argument positions; `fresh`: the instance had no `forward` of its own before; `whole`: the stream is
-    nothing but text, and no mask comes with it. `text`, `place` and `returns` say of a block where its stream is:
-    name and position of the argument, and position in what it returns. `config` is the transformer's, where it says
-    where the text is.
+    `module` is whose forward it is; `at` holds argument positions; `fresh`: the instance had no `forward` of its own
+    before; `whole`: the stream is nothing but text, and no mask comes with it. `text`, `place` and `returns` say of a
+    block where its stream is: name and position of the argument, and position in what it returns. `config` is the
+    transformer's, where it says where the text is.
     """
 
+    module: nn.Module
     inner: Callable[..., Any]
     lift: Lift
     at: dict[str, int]
@@ -169,9 +170,42 @@ class Link:
     config: dict[str, Any]
 
 
+def adding_up(root: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | None:
+    """How to add a tensor up over the processes that a transformer's text is split over; None when it is not split.
+
+    Raises:
+        ValueError: it is split, and where the text then lies is not known.
+    """
+    context = getattr(getattr(root, "_parallel_config", None), "context_parallel_config", None)
+    if context is None:
+        return None
+    if not family.parallel:
+        raise ValueError(
+            f"context parallelism splits the text of {type(root).__name__} in a way that rarelift does not know; "
+            "lift it without `enable_parallelism`"
+        )
+    from torch.distributed._functional_collectives import all_reduce  # traced by torch.compile
+
+    group = context._flattened_mesh.get_group()
+    return lambda part: all_reduce(part, "sum", group) + 0  # an operation waits for the result
+
+
+def refuse_cached_text(root: nn.Module, family: Family) -> None:
+    """Raise where diffusers' TextKVCache makes the keys of the text before any block of ours runs."""
+    if family.returns is not None or family.layout != "dual":
+        return  # that cache is for models whose text is not updated
+    if "text_kv_cache_transformer" in getattr(getattr(root, "_diffusers_hook", None), "hooks", ()):
+        raise ValueError(
+            f"{type(root).__name__} caches its text keys (TextKVCacheConfig): they are made from untouched text, once "
+            "for all steps, so neither alpha nor start and stop would reach them; call its disable_cache() first"
+        )
+
+
 def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
     lift, family = link.lift, link.family
     if lift.active:
+        refuse_cached_text(link.module, family)
+        lift.add_up = adding_up(link.module, family)
         if family.cached and _argument(link, family.cached, args, kwargs) is not None and lift.windowed:
             raise RuntimeError(
                 f"start={lift.settings.start}, stop={lift.settings.stop}: the text's keys and values are kept from the "
@@ -199,7 +233,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
     stream = kwargs[name] if named else args[link.place] if link.place < len(args) else None
     if stream is None or (link.family.scattered is not None and not lift.places.shape[1]):
         return link.inner(*args, **kwargs)
-    if link.whole:
+    if link.whole and lift.add_up is None:
         z = stream
         lifted = new = spread_by(z, lift.live_scale, lift.live_share, autocast=lift.autocast)
     else:
@@ -207,10 +241,12 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         z = _cut(stream, link.family, first, last)
         scale, share = lift.live_scale, lift.live_share
         valid = _valid(link, args, kwargs, stream, first, last)
+        if valid is None and lift.add_up is not None:
+            valid = z.new_ones(1, z.shape[1], dtype=torch.bool)
         if valid is not None:
-            scale, share = factors(scale, valid, z)
+            scale, share = factors(scale, valid, z, lift.add_up)
             share = share if share is None else share.expand(len(z), -1, -1)
-        lifted = spread_by(z, scale, share, autocast=lift.autocast)
+        lifted = spread_by(z, scale, share, autocast=lift.autocast, add_up=lift.add_up)
         new = _paste(stream, lifted, link.family, first, last)
     lift.count()
     if named:
@@ -303,7 +339,8 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     whole = whole and not (family.mask or family.registers or family.leading or family.scattered)
     at = {name: i for i, name in enumerate(parameters)}
     config = dict(getattr(module, "config", {})) if family.scattered else {}
-    link = Link(inner, lift, at, family, fresh, whole, family.text, at.get(family.text, 0), family.returns, config)
+    place = at.get(family.text, 0)
+    link = Link(module, inner, lift, at, family, fresh, whole, family.text, place, family.returns, config)
     holder[key] = functools.update_wrapper(functools.partial(function, link), inner)
 
 

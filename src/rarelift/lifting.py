@@ -21,7 +21,7 @@ from .tokens import Reading, token_weights, with_prompt
 from .variance import factors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _EVER = (math.inf, -math.inf)
 _ONE_CALL = ("uncond_cond", "cond_uncond")
@@ -49,6 +49,7 @@ class Lift:
         self.masked = settings.tokens == "valid"
         self.places = torch.zeros(1, 0, dtype=torch.bool)  # of the text in the call under way, where it is scattered
         self.length = self.leading = 0  # of the text, and of the image tokens before it, in the call under way
+        self.add_up: Callable[[Tensor], Tensor] | None = None  # over the processes that share the call under way
         self.guided = False
         self.uniform = True
         self.missing: str | None = None
@@ -71,7 +72,12 @@ class Lift:
         self.eager_calls = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "pipe": None, "branches": ()}  # a copy belongs to another pipeline; its tap tells which
+        return {
+            **vars(self),
+            "pipe": None,
+            "branches": (),
+            "add_up": None,
+        }  # a copy belongs to another pipeline; its tap tells which
 
     def refill(
         self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = ()

@@ -5,7 +5,9 @@ Everything that can be wrong with the target is found here, before anything is a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -31,16 +33,46 @@ class Site:
     family: Family
 
 
+OLDEST_DIFFUSERS = "0.40"
+"""As in pyproject.toml."""
+
+
+def check_diffusers() -> None:
+    """Raise ImportError when the installed diffusers is older than what the table was read from."""
+    try:
+        installed = version("diffusers")
+    except PackageNotFoundError:  # a copy on the path; whoever put it there knows
+        return
+    if _numbers(installed) < _numbers(OLDEST_DIFFUSERS):
+        raise ImportError(
+            f"rarelift needs diffusers {OLDEST_DIFFUSERS} or newer, and {installed} is installed: "
+            f"pip install -U 'diffusers>={OLDEST_DIFFUSERS}'"
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
+
+
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`'s and data-parallel wrappers."""
-    for attribute in ("_orig_mod", "module"):
-        inner = getattr(module, attribute, None)
-        if isinstance(inner, nn.Module) and type(module).__name__ in _WRAPPERS:
+    """The module inside the wrappers of `torch.compile`, data parallelism, FSDP and PEFT."""
+    for name in _names(module):
+        inner = getattr(module, _WRAPPERS[name], None) if name in _WRAPPERS else None
+        if isinstance(inner, nn.Module):
             return unwrap(inner)
     return module
 
 
-_WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "PeftModel": "base_model",  # what get_peft_model returns holds a tuner, which holds the model
+    "PeftMixedModel": "base_model",
+    "BaseTuner": "model",
+}
+"""Class name of a wrapper to the attribute with what it wraps."""
 
 
 def is_compiled(module: nn.Module) -> bool:

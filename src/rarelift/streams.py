@@ -76,6 +76,8 @@ class Family:
     """The scheduler's timestep where the transformer is told 0."""
     segments: tuple[Segment, ...] = ()
     """How the prompt becomes positions; empty when that is not known."""
+    parallel: bool = False
+    """Whether diffusers' context parallelism is known to give the blocks of each process their part of the text."""
     note: str = ""
     """What a user should know; shown by `rarelift.inspect`."""
 
@@ -189,6 +191,7 @@ _ROWS = (
             text="encoder_hidden_states",
             returns=0,
             timestep_scale=scale,
+            parallel=name == "Flux",
             note=note,
         )
         for name, scale, note in (
@@ -210,6 +213,7 @@ _ROWS = (
         text="encoder_hidden_states",
         returns=0,
         timestep_scale=_PER_MILLE,
+        parallel=True,
     ),
     Family(
         model="Flux2Transformer2DModel",
@@ -218,6 +222,7 @@ _ROWS = (
         layout="packed",
         text="hidden_states",
         timestep_scale=_PER_MILLE,
+        parallel=True,
     ),
     Family(
         model="Flux3Transformer2DModel",
@@ -256,6 +261,7 @@ _ROWS = (
         returns=0,
         mask="encoder_hidden_states_mask",
         timestep_scale=_PER_MILLE,
+        parallel=True,
         note=_IMAGE_TOKENS.format("editing"),
     ),
     *(
@@ -577,6 +583,40 @@ _ROWS = (
         model_text="input_ids",
         model_timestep="vision_timesteps",
         note="the whole chat, with its system prompt, takes part; the text never attends to the image",
+    ),
+    Family(
+        model="SD3ControlNetModel",
+        blocks="transformer_blocks",
+        block="JointTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+    ),
+    *(
+        Family(
+            model="FluxControlNetModel",
+            blocks=blocks,
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            returns=0,
+            leading="controlnet_mode",  # one learned token per mode, of a union ControlNet
+            timestep_scale=_PER_MILLE,
+        )
+        for blocks, block in (
+            ("transformer_blocks", "FluxTransformerBlock"),
+            ("single_transformer_blocks", "FluxSingleTransformerBlock"),
+        )
+    ),
+    Family(
+        model="QwenImageControlNetModel",
+        blocks="transformer_blocks",
+        block="QwenImageTransformerBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        returns=0,
+        mask="encoder_hidden_states_mask",
+        timestep_scale=_PER_MILLE,
     ),
 )
 

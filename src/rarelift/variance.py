@@ -11,6 +11,8 @@ exact at alpha 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,13 +47,19 @@ def spread(z: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> T
     return spread_by(z, scale, share, autocast=torch.is_autocast_enabled(z.device.type))
 
 
-def factors(alpha: float | Tensor, weights: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+def factors(
+    alpha: float | Tensor,
+    weights: Tensor | None,
+    like: Tensor,
+    add_up: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """What `spread` multiplies by, worked out once for any number of blocks.
 
     Args:
         alpha: a number or `[B or 1, 1, 1]`.
         weights: `[B or 1, L]` or None.
         like: a tensor on the device, whose dtype decides between float32 and float64.
+        add_up: where the tokens are spread over processes: adds a tensor up over them. Needs weights.
 
     Returns:
         `scale`, `[B or 1, L or 1, 1]`: the factor on each token's deviation, 1 + (alpha - 1) w. `share`,
@@ -64,10 +72,18 @@ def factors(alpha: float | Tensor, weights: Tensor | None, like: Tensor) -> tupl
         return a, None
     w = weights.to(like.device, wide)[:, :, None]
     total = w.sum(1, keepdim=True)
+    total = total if add_up is None else add_up(total)
     return torch.where(w == 1, a, 1 + (a - 1) * w), (w / torch.where(total == 0, 1, total)).transpose(1, 2)
 
 
-def spread_by(z: Tensor, scale: Tensor, share: Tensor | None, *, autocast: bool) -> Tensor:
+def spread_by(
+    z: Tensor,
+    scale: Tensor,
+    share: Tensor | None,
+    *,
+    autocast: bool,
+    add_up: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """`spread` by its `factors`, in two operations where z is float32.
 
     Called for each block of each step, where on a small model a look at an attribute of a tensor costs as much as the
@@ -77,6 +93,7 @@ def spread_by(z: Tensor, scale: Tensor, share: Tensor | None, *, autocast: bool)
         z: as in `spread`.
         scale, share: from `factors`; share with a row for each sample.
         autocast: whether autocast is on, on z's device.
+        add_up: as in `factors`; z and share are then this process's part, and the mean is that over all of them.
     """
     x = z
     if z.dtype is not torch.float32:
@@ -88,6 +105,8 @@ def spread_by(z: Tensor, scale: Tensor, share: Tensor | None, *, autocast: bool)
         mean = (share.mT * x).sum(1, keepdim=True)
     else:
         mean = torch.bmm(share, x)
+    if add_up is not None:
+        mean = add_up(mean)
     # lerp is exact at 1, scale * (x - mean) + mean is not
     lifted = torch.lerp(mean, x, scale)
     return lifted if x is z else _cast(lifted, z.dtype)
