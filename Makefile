@@ -40,7 +40,7 @@ demo: $(STAMP)
 	@$(BIN)/rarelift demo --out demo.png
 
 test: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check --quiet .
