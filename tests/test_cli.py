@@ -58,7 +58,7 @@ def test_inspect_names_blocks_and_stream() -> None:
     done = rarelift("inspect")
     assert done.returncode == 0, done.stderr
     assert "SD3Transformer2DModel: 8 joint blocks" in done.stdout
-    assert "transformer_blocks.7" in done.stdout
+    assert "transformer_blocks.0-7  JointTransformerBlock" in done.stdout
 
 
 @pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"]])

@@ -637,7 +637,6 @@ _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[st
     ),
     "cond_uncond": ("ZImageTransformer2DModel",),
     "separate": (
-        "BriaFibo2Transformer2DModel",
         "ChromaTransformer2DModel",
         "CogView4Transformer2DModel",
         "Cosmos3OmniTransformer",
