@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -249,7 +249,12 @@ def pictures_of(cell: Cell) -> tuple[list[MenageriePrompt], list[int]]:
 
 def clusters(cell: Cell) -> list[str]:
     """What the pictures of a cell are resampled by: the thing asked for, so phrasings of one thing stay together."""
-    return [repr(p.thing) for p in pictures_of(cell)[0]]
+    return _clusters(cell.suite, cell.split, cell.n, cell.seeds)
+
+
+@cache  # making the prompts anew for each cell of a large table takes minutes
+def _clusters(suite: Suite, split: Split, n: int, seeds: int) -> list[str]:
+    return [repr(p.thing) for p in prompts(suite, n, split=split) for _ in range(seeds)]
 
 
 def pack(right: np.ndarray) -> str:
