@@ -135,7 +135,7 @@ def test_the_page_of_models_is_the_table() -> None:
     make_models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_models)
     text = make_models.PAGE.read_text(encoding="utf-8")
-    assert all(name in make_models.table() for name in FAMILIES)
+    assert all(name in make_models.table() for name in FAMILIES if "ControlNet" not in name)
     assert text == make_models.page(text), "run python docs/make_models.py"
     stale = text.replace("| SD3Transformer2DModel |", "| SD4Transformer2DModel |")
     assert make_models.page(stale) == text != stale
