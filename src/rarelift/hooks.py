@@ -58,7 +58,7 @@ def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result
     lift.reading = lift.steps = None
     lift.begin_call()
     embeds = result[0] if isinstance(result, tuple) else result
-    if len(embeds) and isinstance(embeds[0], Tensor):
+    if isinstance(embeds, (Tensor, list)) and len(embeds) and isinstance(embeds[0], Tensor):
         lift.to(embeds[0].device)
         lift.reading = read(pipe, lift.family, arguments, embeds)
     try:

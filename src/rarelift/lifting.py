@@ -72,12 +72,8 @@ class Lift:
         self.eager_calls = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **vars(self),
-            "pipe": None,
-            "branches": (),
-            "add_up": None,
-        }  # a copy belongs to another pipeline; its tap tells which
+        # a copy belongs to another pipeline; its tap tells which
+        return {**vars(self), "pipe": None, "branches": (), "add_up": None}
 
     def refill(
         self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = ()
