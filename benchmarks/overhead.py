@@ -2,6 +2,7 @@
 
     python benchmarks/overhead.py                      the bundled model, one picture a call
     python benchmarks/overhead.py --batch 16 --pairs 40
+    python benchmarks/overhead.py --compile blocks     each joint block compiled, as on a server
     python benchmarks/overhead.py --family flux --random-weights --json benchmarks/results/overhead.jsonl
     python benchmarks/overhead.py --table              docs/overhead.md from the records, nothing is timed
 
@@ -54,6 +55,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "overhead.md"
 FILE = RESULTS / "overhead.jsonl"
 TIME_BAR = {"cpu": 1.01, "cuda": 1.001}
 ENOUGH = 20  # pairs; a bootstrap of fewer has intervals that are too narrow
+PROCESSES = 5  # a side; peaks of a process differ by a percent from one to the next
 CPU_DEPTH, CPU_TOKENS = 2, 1024
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MIB = 1 << 20
@@ -98,36 +100,60 @@ def call(model: pipelines.Model, batch: int) -> float:
     return time.perf_counter() - started
 
 
-def timings(batch: int, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each untouched and each lifted call; attaching is not counted."""
+def timings(batch: int, pairs: int, how: str) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each untouched and each lifted call; attaching and compiling are not counted."""
     model = pipelines.load()
-    handle = rarelift.apply(model.pipe)
-    handle.remove()
+    if how == "none":
+        handle = rarelift.apply(model.pipe)
+        handle.remove()
 
-    def lifted() -> float:
-        with rarelift.apply(model.pipe):
-            return call(model, batch)
+        def lifted() -> float:
+            with rarelift.apply(model.pipe):
+                return call(model, batch)
+
+    else:  # a model each, so that neither is compiled again when they take turns
+        other = pipelines.load()
+        rarelift.apply(other.pipe)
+        for one in (model, other):
+            compile_as(one.pipe.transformer, how)
+
+        def lifted() -> float:
+            return call(other, batch)
 
     for _ in range(3):
         call(model, batch)
-    return alternate(lambda: call(model, batch), lifted, pairs, f"batch {batch}")
+        lifted()
+    graphs = _graphs()
+    seconds = alternate(lambda: call(model, batch), lifted, pairs, f"batch {batch}")
+    if _graphs() > graphs:
+        raise SystemExit(f"{_graphs() - graphs} graphs were compiled while timing; nothing was measured")
+    return seconds
 
 
-def peak_memory(batch: int, lifted: bool) -> int:
+def peak_memory(batch: int, lifted: bool, how: str) -> int:
     """Peak resident KiB of a fresh process that makes two calls."""
-    command = [sys.executable, __file__, "--batch", str(batch), "--memory", "lifted" if lifted else "untouched"]
+    command = [sys.executable, __file__, "--batch", str(batch), "--compile", how]
+    command += ["--memory", "lifted" if lifted else "untouched"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
-def bundled(batch: int, pairs: int) -> None:
-    untouched, lifted = timings(batch, pairs)
+def bundled(batch: int, pairs: int, how: str) -> None:
+    untouched, lifted = timings(batch, pairs, how)
     ratio = bootstrap((lifted / untouched,), np.median, n_resamples=4000, rng=np.random.default_rng(0))
     low, high = ratio.confidence_interval
-    print(f"batch {batch}, {pairs} pairs, median call {1000 * np.median(untouched):.1f} ms untouched")
+    print(
+        f"batch {batch}, compile {how}, {pairs} pairs, median call {1000 * np.median(untouched):.1f} ms untouched, "
+        f"{1000 * np.median(lifted - untouched):.1f} ms more lifted"
+    )
     print(f"time   lifted / untouched {np.median(lifted / untouched):.4f} [{low:.4f}, {high:.4f}]")
-    memory = [peak_memory(batch, side) for side in (False, True)]
-    print(f"memory lifted / untouched {memory[1] / memory[0]:.4f} ({memory[0] // 1024} MiB untouched)")
+    peaks = [[peak_memory(batch, side, how) for side in (False, True)] for _ in range(PROCESSES)]
+    memory = np.median(peaks, axis=0)
+    shares = [side[1] / side[0] for side in peaks]
+    print(
+        f"memory lifted / untouched {memory[1] / memory[0]:.4f}, {min(shares):.4f} to {max(shares):.4f} in {PROCESSES} "
+        f"pairs of processes ({memory[0] / 1024:.0f} MiB untouched)"
+    )
 
 
 # ---------------------------------------------------------------- one step of a released model's size
@@ -525,7 +551,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="append the record to this file; with --table, read it")
     parser.add_argument("--table", action="store_true", help="write docs/overhead.md from the records, time nothing")
     args = parser.parse_args(arguments)
-    alone = ("random_weights", "depth", "tokens", "dtype", "compile", "device")
+    alone = ("random_weights", "depth", "tokens", "dtype", "device")
     given = [f"--{name.replace('_', '-')}" for name in alone if getattr(args, name) not in (None, False)]
     if args.family is None and given:
         parser.error(f"{', '.join(given)} go with --family; the bundled model is timed as it is")
@@ -559,6 +585,7 @@ def main() -> None:
         model = pipelines.load()
         if args.memory == "lifted":
             rarelift.apply(model.pipe)
+        compile_as(model.pipe.transformer, args.compile or "none")
         for _ in range(2):
             call(model, args.batch or 1)
         print(peak_resident())
@@ -572,7 +599,7 @@ def main() -> None:
         if args.json:
             append(args.json, record)
     else:
-        bundled(args.batch or 1, args.pairs)
+        bundled(args.batch or 1, args.pairs, args.compile or "none")
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def test_slow_tokenizers_are_refused_for_words_only(pipe: Any) -> None:
     class Slow:
         is_fast = False
 
-        def __call__(self, _text: str, **options: Any) -> dict[str, list[int]]:
-            return {"attention_mask": [1] * 3 + [0] * (options["max_length"] - 3)}
+        def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+            return {"attention_mask": [[1] * 3 + [0] * (options["max_length"] - 3)] * len(texts)}
 
     slow = SimpleNamespace(tokenizer=Slow(), tokenizer_2=Slow(), text_encoder=object())
     assert positions(slow, "valid", texts("lion")) == [0, 1, 2]

@@ -42,13 +42,17 @@ class Tap:
     lift: Lift
     fresh: bool
 
+    @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.inner)
+
 
 def _tapped(tap: Tap, *args: Any, **kwargs: Any) -> Any:
     result = tap.inner(*args, **kwargs)
     if tap.lift.active:
         if not isinstance(tap.owner, nn.Module):
             tap.lift.pipe = weakref.ref(tap.owner)
-        arguments = inspect.signature(tap.inner).bind(*args, **kwargs)
+        arguments = tap.signature.bind(*args, **kwargs)
         arguments.apply_defaults()
         AFTER[tap.name](tap.lift, tap.owner, arguments.arguments, result)
     return result

@@ -148,24 +148,28 @@ def _segment_weights(
     if getattr(pipe, segment.encoder, None) is None:  # the pipeline fills this segment with zeros
         return weights
     for attribute, prompt in segment.tokenizers:
-        tokenizer = getattr(pipe, attribute)
-        for row, text in enumerate(texts[prompt]):
-            marks = _marks(tokenizer, attribute, text, size, tokens)
-            weights[row] = torch.maximum(weights[row], torch.tensor(marks, dtype=torch.float32))
+        marks = _marks(getattr(pipe, attribute), attribute, texts[prompt], size, tokens)
+        weights = torch.maximum(weights, torch.tensor(marks, dtype=torch.float32))
     return weights
 
 
-def _marks(tokenizer: Any, name: str, text: str, size: int, tokens: str | tuple[str, ...]) -> list[bool]:
-    """Which of the `size` positions take part for one text and one tokenizer."""
+def _marks(
+    tokenizer: Any, name: str, texts: tuple[str, ...], size: int, tokens: str | tuple[str, ...]
+) -> list[list[bool]]:
+    """Which of the `size` positions take part, for each text, by one tokenizer."""
     by_words = tokens != "valid"
     if by_words and not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{name} ({type(tokenizer).__name__}) gives no character offsets; use tokens='valid' or 'all'")
-    coded = tokenizer(text, padding="max_length", max_length=size, truncation=True, return_offsets_mapping=by_words)
-    valid = [bool(m) for m in coded["attention_mask"]]
-    if not by_words:
-        return valid
-    spans = list(_content_spans(text)) if tokens == "content" else list(_phrase_spans(text, tokens))
-    return [v and _overlaps(offset, spans) for v, offset in zip(valid, coded["offset_mapping"], strict=True)]
+    once = list(dict.fromkeys(texts))  # several seeds of one prompt are common
+    coded = tokenizer(once, padding="max_length", max_length=size, truncation=True, return_offsets_mapping=by_words)
+    marks: dict[str, list[bool]] = {}
+    for i, text in enumerate(once):
+        marks[text] = [bool(m) for m in coded["attention_mask"][i]]
+        if by_words:
+            spans = list(_content_spans(text)) if tokens == "content" else list(_phrase_spans(text, tokens))
+            pairs = zip(marks[text], coded["offset_mapping"][i], strict=True)
+            marks[text] = [valid and _overlaps(offset, spans) for valid, offset in pairs]
+    return [marks[text] for text in texts]
 
 
 def _overlaps(offset: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
