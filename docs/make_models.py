@@ -15,7 +15,15 @@ from rarelift.streams import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
-COLUMNS = ("model", "joint blocks", "layout", "mask", "words known", "steps known", "tested at tiny size")
+COLUMNS = ("model", "joint blocks", "layout", "mask", "words known", "steps known")
+COLUMNS += ("halves of guidance", "tested at tiny size")
+HALVES = {
+    "uncond_cond": "one batch, unconditional first",
+    "cond_uncond": "one batch, conditional first",
+    "separate": "a call each",
+    "cond": "conditional alone",
+    "unknown": "not known: `branch` is refused",
+}
 
 
 def tested() -> dict[str, list[str]]:
@@ -53,6 +61,7 @@ def table() -> str:
             ", ".join(dict.fromkeys(map(layout, rows))),
             *("yes" if known else "no" for known in (any(f.mask for f in rows), rows[0].segments)),
             "no" if rows[0].timestep_scale is None else "yes",
+            HALVES[rows[0].batch],
             ", ".join(tests[name]),
         )
         lines.append(f"| {' | '.join(cells)} |")

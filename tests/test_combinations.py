@@ -203,6 +203,7 @@ def test_a_subclass_of_a_known_transformer() -> None:
 
 
 def test_offloading_by_accelerate() -> None:
+    """What `enable_sequential_cpu_offload` does to a transformer."""
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 
@@ -212,6 +213,36 @@ def test_offloading_by_accelerate() -> None:
         lambda: cpu_offload(model, execution_device=torch.device("cpu")),
         lambda: remove_hook_from_module(model, recurse=True),
     )
+
+
+@pytest.mark.parametrize("how", ["enable_model_cpu_offload", "enable_group_offload"])
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_offloading_of_a_pipeline(how: str, ours_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = PIPELINES["SD3"]
+    pipe, call = case.pipe(), case.arguments(PROMPT, guided=True)
+    plain = draw(pipe, call)
+    with rarelift.apply(pipe, branch="cond", stop=0.5):
+        alone = draw(pipe, call)
+    assert not torch.equal(plain, alone)
+
+    def offload() -> None:
+        if how == "enable_group_offload":
+            pipe.enable_group_offload(torch.device("cpu"), num_blocks_per_group=1)
+        else:
+            pipe.enable_model_cpu_offload(device="cpu")
+
+    # there is no card here, and diffusers asks its memory to be emptied
+    monkeypatch.setattr(torch.cpu, "empty_cache", lambda: None, raising=False)
+    if not ours_first:
+        offload()
+    handle = rarelift.apply(pipe, branch="cond", stop=0.5)
+    if ours_first:
+        offload()
+    assert torch.equal(draw(pipe, call), alone)
+    assert torch.equal(draw(pipe, call), alone)
+    handle.remove()
+    assert torch.equal(draw(pipe, call), plain)
+    assert not any(links_of(m) for m in pipe.transformer.modules())
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
@@ -277,6 +308,61 @@ def test_gguf(tmp_path: Path) -> None:
         handle.set(alpha=1.5)
         assert not torch.equal(run(loaded, "QwenImage"), plain)
     assert torch.equal(run(loaded, "QwenImage"), plain)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_torchao_int8(ours_first: bool) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = FLUX.make()
+    exact = run(model)
+    handle = rarelift.apply(model) if ours_first else None
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    assert type(model.transformer_blocks[0].attn.to_q.weight).__name__ == "Int8Tensor"
+    handle = handle or rarelift.apply(model)
+    apart = run(model)
+    handle.set(alpha=1.0)
+    plain = run(model)
+    assert handle.calls == 2 * FLUX.blocks
+    handle.remove()
+    assert torch.equal(run(model), plain)
+    assert 0 < (plain - exact).abs().max() < 0.05  # weights in eight bits
+    assert not torch.allclose(apart, plain, atol=1e-4)
+
+
+# ---------------------------------------------------------------- cache-dit
+
+
+def cache_dit(model: Any, threshold: float) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Ways to put it on and take it off; steps that differ by less than the threshold are taken from the cache."""
+    module = pytest.importorskip("cache_dit")
+    config = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 0, "num_inference_steps": 2}
+
+    def put_on() -> object:
+        chosen = module.DBCacheConfig(residual_diff_threshold=threshold, **config)
+        return module.enable_cache(model, cache_config=chosen)
+
+    return put_on, lambda: module.disable_cache(model)
+
+
+def test_cache_dit_that_finds_nothing_to_save() -> None:
+    model = FLUX.make()
+    in_any_order(model, *cache_dit(model, 0.0))
+
+
+def test_cache_dit_saves_lifted_blocks_too() -> None:
+    model = FLUX.make()
+    put_on, take_off = cache_dit(model, 1e6)
+    alone = lifted(model)
+    put_on()
+    with rarelift.apply(model) as handle:
+        assert torch.equal(run(model), alone)
+        first = handle.calls
+        again = run(model)
+        assert 0 < handle.calls - first < first
+        torch.testing.assert_close(again, alone, atol=1e-5, rtol=1e-4)
+        take_off()
+        handle.set(alpha=1.0)
+        assert torch.equal(run(model), lifted(model, alpha=1.0))
 
 
 # ---------------------------------------------------------------- ControlNets

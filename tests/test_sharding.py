@@ -1,4 +1,5 @@
-"""Context parallelism: two processes with half of the text each spread it about the mean of the whole.
+"""Two processes that share a model: context parallelism, where each has half of the text and spreads it about the mean
+of the whole; tensor parallelism and FSDP, where each has all of the text and the lift has nothing to do with the other.
 
 Run as a script, this file is one of the two processes.
 """
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from diffusers.hooks import tensor_parallel
 from torch import Tensor
 
 import rarelift
@@ -59,8 +61,28 @@ def parallel(processes: int) -> Any:
     return ContextParallelConfig(ulysses_degree=processes)
 
 
+def by_tensors(model: Any) -> None:
+    from diffusers import TensorParallelConfig
+
+    model.set_attention_backend("native")
+    model.enable_parallelism(config=TensorParallelConfig(tp_degree=2))
+
+
+def by_fsdp(model: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh("cpu", (2,))
+    for block in (*model.transformer_blocks, *getattr(model, "single_transformer_blocks", ())):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+WHOLE_TEXT = {"tensor": by_tensors, "fsdp": by_fsdp}
+
+
 def process(rank: int, folder: Path) -> None:
     torch._C._get_accelerator = lambda *_: torch.device("cpu")  # diffusers asks for a card, and there is none
+    tensor_parallel._SUPPORTED_TP_DEVICES = ("cpu",)
     torch.accelerator.device_count = lambda: 1
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {}
@@ -75,6 +97,10 @@ def process(rank: int, folder: Path) -> None:
         with torch.no_grad():
             late = second(**arguments(name), return_dict=False)[0].clone()
         found[name] = [*outputs(first, name), late]
+        for kind, put_on in WHOLE_TEXT.items():
+            model = FAMILIES[name].make()
+            put_on(model)
+            found[f"{name}, {kind}"] = outputs(model, name)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -109,6 +135,20 @@ def test_two_processes_compute_what_one_does(name: str, ranks: list[dict[str, li
         for found, value in zip(rank[name], expected, strict=True):
             torch.testing.assert_close(found, value, atol=1e-5, rtol=0)
         assert torch.equal(rank[name][0], rank[name][len(SETTINGS) + 1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
+@pytest.mark.parametrize("kind", WHOLE_TEXT)
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_split_leave_the_lift_alone(
+    name: str, kind: str, ranks: list[dict[str, list[Tensor]]]
+) -> None:
+    expected = outputs(FAMILIES[name].make(), name)
+    for rank in ranks:
+        for found, value in zip(rank[f"{name}, {kind}"], expected, strict=True):
+            torch.testing.assert_close(found, value, atol=1e-5, rtol=0)
+        assert torch.equal(rank[f"{name}, {kind}"][0], rank[f"{name}, {kind}"][-1])
 
 
 def test_splitting_that_is_not_known_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from enum import Enum
@@ -190,6 +191,8 @@ def main() -> None:
     _with_allocator()
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notes are for programmers
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name in ("torchao", "torch.utils._pytree"):  # imported where it is there; it tells of missing cards
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if app(prog_name="rarelift", standalone_mode=False) == _INTERRUPTED:  # typer swallows Ctrl-C, in newer versions
             raise typer.Abort

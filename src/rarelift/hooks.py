@@ -1,8 +1,8 @@
 """How a lift gets into a model and out again without a trace.
 
 *Links* sit directly around the `forward` of the transformer and of each joint block, below every hook of diffusers
-and accelerate, so a cache that skips a block skips us too. A link is a `functools.partial` of a function of this
-module and is not an entry of diffusers' `HookRegistry`: an entry there is a closure over the original module, so a
+and accelerate, so a cache that skips a block skips us too. A link is a partial of a function of this module and is not
+an entry of diffusers' `HookRegistry`: an entry there is a closure over the original module, so a
 deep copy would compute with the original's weights, and `HookRegistry.remove_hook` cuts the hook above the one it
 removes. *Taps* are set on the pipeline object only (`encode_prompt`, `progress_bar`, `maybe_free_model_hooks`) and
 read what the transformer never sees: the words, the guidance, the steps. They run outside compiled code.
@@ -149,6 +149,13 @@ def retire(lift: Lift) -> None:
 
 
 # ---------------------------------------------------------------- links around forwards
+
+
+class _Bound(functools.partial):  # type: ignore[type-arg]
+    """A partial that binds like the bound method whose place it takes: cache-dit binds what it puts back."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> _Bound:
+        return self
 
 
 @dataclass(eq=False)
@@ -345,7 +352,14 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     config = dict(getattr(module, "config", {})) if family.scattered else {}
     place = at.get(family.text, 0)
     link = Link(module, inner, lift, at, family, fresh, whole, family.text, place, family.returns, config)
-    holder[key] = functools.update_wrapper(functools.partial(function, link), inner)
+    holder[key] = functools.update_wrapper(_Bound(function, link), inner)
+    if key == "forward" and _CACHE_DIT in holder:  # comes back into force, in place of `key`, when that is taken off
+        below = holder[_CACHE_DIT]
+        holder[_CACHE_DIT] = functools.update_wrapper(_Bound(function, replace(link, inner=below, fresh=False)), below)
+
+
+_CACHE_DIT = "_original_forward"
+"""Where cache-dit keeps what it puts back; what it calls meanwhile, it keeps where nobody can reach it."""
 
 
 def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
@@ -374,7 +388,8 @@ def links_of(module: nn.Module) -> list[Link]:
 
 
 def _linked(module: nn.Module) -> list[tuple[dict[str, Any], str, functools.partial[Any]]]:
-    found = ((holder, key, holder.get(key)) for holder, key in _slots(module))
+    slots = (*_slots(module), (vars(module), _CACHE_DIT))
+    found = ((holder, key, holder.get(key)) for holder, key in slots)
     ours = (lifted_root, lifted_block)
     return [(h, k, v) for h, k, v in found if isinstance(v, functools.partial) and v.func in ours]
 
