@@ -299,7 +299,7 @@ def test_the_p_value_of_many_clusters_nears_the_normal_one() -> None:
 def test_ties_and_nothing_at_all() -> None:
     assert p_value([0.0] * 4, list("abcd")) == 1
     assert p_value([0.1, 0.2, -0.3], list("abc")) == 1  # the float sum is not 0, and flips that are 0 still tie
-    assert p_value([0.3, 0.1, 0.2, -0.6], list("abcd")) == 1
+    assert p_value([0.1, 0.3, -0.3, -0.1], list("abcd")) == 1  # 0.875 where floats are not rounded
     assert p_value([1, -1, 1, -1], list("aabb")) == 1  # inside the clusters the sides cancel
     assert p_value([1] * 6, list("abcdef")) == 2 / 64
 
@@ -424,6 +424,17 @@ def test_common_success_is_kept_on_the_tuning_half_and_the_number_is_of_the_othe
     assert chosen[0].difference == difference(
         lifted[2].rare, second.rare, first.rare_prompts, level=0.8, resamples=99, seed=1
     )
+
+
+def test_a_loss_of_exactly_the_margin_is_allowed_and_ties_go_to_common() -> None:
+    untouched = [verdicts(5, 0.5, 0.13)]
+    method = [verdicts(3, 0.7, 0.12), verdicts(4, 0.7, 0.2), verdicts(6, 0.6, 0.9)]
+    allowed = at_equal_common(untouched, method[:1], untouched, method)  # 0.12 < 0.13 - 0.01 in floats
+    assert allowed is not None
+    assert allowed.guidance == 3
+    tied = at_equal_common(untouched, method, untouched, method)
+    assert tied is not None
+    assert tied.guidance == 4
 
 
 def test_a_method_that_keeps_nothing_has_no_number() -> None:
