@@ -243,18 +243,18 @@ def fingerprint(model: str) -> str:
 
 def pictures_of(cell: Cell) -> tuple[list[MenageriePrompt], list[int]]:
     """The (prompt, seed) pairs of a cell; a pair's seed depends on nothing else, so noise is shared by all settings."""
-    chosen = [p for p in prompts(cell.suite, cell.n, split=cell.split) for _ in range(cell.seeds)]
+    chosen = [p for p in _prompts(cell.suite, cell.n, cell.split) for _ in range(cell.seeds)]
     return chosen, [1000 * (i // cell.seeds) + i % cell.seeds for i in range(len(chosen))]
 
 
 def clusters(cell: Cell) -> list[str]:
     """What the pictures of a cell are resampled by: the thing asked for, so phrasings of one thing stay together."""
-    return _clusters(cell.suite, cell.split, cell.n, cell.seeds)
+    return [repr(p.thing) for p in pictures_of(cell)[0]]
 
 
 @cache  # making the prompts anew for each cell of a large table takes minutes
-def _clusters(suite: Suite, split: Split, n: int, seeds: int) -> list[str]:
-    return [repr(p.thing) for p in prompts(suite, n, split=split) for _ in range(seeds)]
+def _prompts(suite: Suite, n: int, split: Split) -> tuple[MenageriePrompt, ...]:
+    return tuple(prompts(suite, n, split=split))
 
 
 def pack(right: np.ndarray) -> str:

@@ -15,8 +15,16 @@ from rarelift.streams import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
-COLUMNS = ("model", "joint blocks", "layout", "mask", "words known", "steps known")
-COLUMNS += ("halves of guidance", "tested at tiny size")
+COLUMNS = (
+    "model",
+    "joint blocks",
+    "layout",
+    "mask",
+    "words known",
+    "steps known",
+    "halves of guidance",
+    "tested at tiny size",
+)
 HALVES = {
     "uncond_cond": "one batch, unconditional first",
     "cond_uncond": "one batch, conditional first",

@@ -59,6 +59,7 @@ def test_inspect_names_blocks_and_stream() -> None:
     assert done.returncode == 0, done.stderr
     assert "SD3Transformer2DModel: 8 joint blocks" in done.stdout
     assert "transformer_blocks.0-7  JointTransformerBlock" in done.stdout
+    assert "torchao" not in done.stderr  # what libraries tell programmers
 
 
 @pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"]])

@@ -228,8 +228,10 @@ def test_offloading_of_a_pipeline(how: str, ours_first: bool, monkeypatch: pytes
     def offload() -> None:
         if how == "enable_group_offload":
             pipe.enable_group_offload(torch.device("cpu"), num_blocks_per_group=1)
+            assert hasattr(pipe.transformer, "_diffusers_hook")
         else:
             pipe.enable_model_cpu_offload(device="cpu")
+            assert hasattr(pipe.transformer, "_hf_hook")
 
     # there is no card here, and diffusers asks its memory to be emptied
     monkeypatch.setattr(torch.cpu, "empty_cache", lambda: None, raising=False)
@@ -361,8 +363,9 @@ def test_cache_dit_saves_lifted_blocks_too() -> None:
         assert 0 < handle.calls - first < first
         torch.testing.assert_close(again, alone, atol=1e-5, rtol=1e-4)
         take_off()
-        handle.set(alpha=1.0)
-        assert torch.equal(run(model), lifted(model, alpha=1.0))
+        each = tuple(3.0 * (i + 1) for i in range(B))
+        handle.set(alpha=each)  # new tensors, which blocks read only where the transformer's own link has run
+        assert torch.equal(run(model), lifted(model, alpha=each))
 
 
 # ---------------------------------------------------------------- ControlNets

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import overhead
+import parts
 import rarelift
 from overhead import Run, Stream
 from rarelift.hooks import links_of
@@ -410,9 +411,9 @@ def test_bars_follow_the_interval() -> None:
 
 def test_the_ratio_is_the_median_over_pairs() -> None:
     record = example(untouched=[1.0, 2.0, 4.0], lifted=[1.1, 2.0, 8.0])
-    ratio = overhead.ratio_of(record)
+    ratio = overhead.ratio_of(record["untouched"], record["lifted"])
     assert (ratio.value, ratio.low, ratio.high) == (1.1, 1.0, 2.0)
-    assert overhead.ratio_of(example(untouched=[1.0] * 3, lifted=[1.5] * 3)).high == 1.5
+    assert overhead.ratio_of([1.0] * 3, [1.5] * 3).high == 1.5
 
 
 def test_bytes_become_time_and_share() -> None:
@@ -492,3 +493,29 @@ def test_commands_that_make_no_sense(line: str, message: str, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         overhead.parse(line.split())
     assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- where the time goes
+
+
+def test_the_parts_of_a_lift_are_timed_and_the_lift_is_as_it_was(pipe: Any) -> None:
+    def draw() -> np.ndarray:
+        noise = torch.Generator().manual_seed(0)
+        arguments = {"height": 8, "width": 8, "max_sequence_length": 4, "output_type": "np"}
+        return pipe("a lion", num_inference_steps=2, generator=noise, **arguments).images  # type: ignore[no-any-return]
+
+    plain = draw()
+    with rarelift.apply(pipe, alpha=3.0) as handle:
+        lifted = draw()
+        before = handle.calls
+        with parts.listening(handle) as found:
+            assert np.array_equal(draw(), lifted)
+        ran = handle.calls - before
+        assert np.array_equal(draw(), lifted)
+        assert len(found["link"]) == len(found["block"]) == len(found["spread"]) == ran
+    blocks = len(handle.sites)
+    assert len(found["take off"]) == ran * (blocks - 1) // blocks  # the last block returns no text
+    assert all(link > block > 0 for link, block in zip(found["link"], found["block"], strict=True))
+    assert np.array_equal(draw(), plain)
+    assert not np.array_equal(lifted, plain)
+    assert f"a call has {blocks * 2} of them" in parts.told(found, ran // (blocks * 2))

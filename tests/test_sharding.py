@@ -100,6 +100,7 @@ def process(rank: int, folder: Path) -> None:
         for kind, put_on in WHOLE_TEXT.items():
             model = FAMILIES[name].make()
             put_on(model)
+            assert any(type(weight).__name__ == "DTensor" for weight in model.parameters())
             found[f"{name}, {kind}"] = outputs(model, name)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

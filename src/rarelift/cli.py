@@ -191,7 +191,7 @@ def main() -> None:
     _with_allocator()
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notes are for programmers
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    for name in ("torchao", "torch.utils._pytree"):  # imported where it is there; it tells of missing cards
+    for name in ("torchao", "torch.utils._pytree"):  # diffusers imports it where it is installed
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if app(prog_name="rarelift", standalone_mode=False) == _INTERRUPTED:  # typer swallows Ctrl-C, in newer versions

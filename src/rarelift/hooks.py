@@ -1,11 +1,11 @@
 """How a lift gets into a model and out again without a trace.
 
 *Links* sit directly around the `forward` of the transformer and of each joint block, below every hook of diffusers
-and accelerate, so a cache that skips a block skips us too. A link is a partial of a function of this module and is not
-an entry of diffusers' `HookRegistry`: an entry there is a closure over the original module, so a
-deep copy would compute with the original's weights, and `HookRegistry.remove_hook` cuts the hook above the one it
-removes. *Taps* are set on the pipeline object only (`encode_prompt`, `progress_bar`, `maybe_free_model_hooks`) and
-read what the transformer never sees: the words, the guidance, the steps. They run outside compiled code.
+and accelerate, so a cache that skips a block skips us too. A link is a partial of a function of this module and is
+not an entry of diffusers' `HookRegistry`: an entry there is a closure over the original module, so a deep copy would
+compute with the original's weights, and `HookRegistry.remove_hook` cuts the hook above the one it removes. *Taps* are
+set on the pipeline object only (`encode_prompt`, `progress_bar`, `maybe_free_model_hooks`) and read what the
+transformer never sees: the words, the guidance, the steps. They run outside compiled code.
 """
 
 from __future__ import annotations
