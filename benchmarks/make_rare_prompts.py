@@ -46,7 +46,8 @@ OBJECTS = (
         "hourglass",
         "igloo",
     ),
-    *("traffic light", "phone booth", "light bulb", "watering can", "basketball", "watermelon", "snowman", "ukulele"),
+    *("igloo", "traffic light", "phone booth", "light bulb", "watering can", "basketball", "watermelon", "snowman"),
+    "ukulele",
 )
 
 
@@ -75,7 +76,7 @@ _HAS = {  # words: what it has, and what it may be said of
     "furry": ("fur", _but(ANIMALS + OBJECTS, *MAMMALS, "boot", "moth")),
     "scaly": ("scales", _but(ANIMALS + OBJECTS, *SCALED, "pineapple", "moth")),
     "two-headed": ("two heads", _but(ANIMALS)),
-    "six-legged": ("six legs", _but(ANIMALS, *OTHERS, "seahorse", "goldfish") + ("armchair", "piano", "bathtub")),
+    "six-legged": ("six legs", (*_but(ANIMALS, *OTHERS, "seahorse", "goldfish"), "armchair", "piano", "bathtub")),
     "maned": ("a mane", _but(ANIMALS, "lion", "zebra", "giraffe", "donkey", "camel", "moose", "alpaca")),
     "freckled": ("freckles", _but(ANIMALS + OBJECTS, "goldfish", "toad", "crab", "owl", "falcon")),
     "tattooed": ("tattoos", _but(ANIMALS + OBJECTS)),
@@ -132,7 +133,7 @@ _MADE = {  # words: how the question ends, and what it may be said of
     "quilted": ("made of quilted fabric", _but(_ALL, "suitcase", "boot", "armchair")),
     "rusty": (
         "covered with rust",
-        _but(ANIMALS) + ("pineapple", "watermelon", "snowman", "igloo", "cactus", "ukulele"),
+        (*ANIMALS, "pineapple", "watermelon", "snowman", "igloo", "cactus", "ukulele"),
     ),
     "mossy": ("covered with moss", _but(_ALL, "sloth", "tortoise")),
     "checkered": ("covered with a checkered pattern", _but(_ALL, "suitcase", "boot", "lantern")),

@@ -148,7 +148,7 @@ def _menagerie(suite: str, split: str | None) -> Suite:
     """512 prompts, which every suite and split has.
 
     A Menagerie picture shows one animal with a colour, a pattern, something worn and a scene, all of them named: so
-    every prompt is "single_complex".
+    every prompt is "single_complex". What training never shows counts as rare, too.
     """
     from .menagerie import suite as world
 
@@ -351,7 +351,7 @@ def _read_geneval(path: Path) -> list[Prompt]:
     for i, (where, row) in enumerate(_json_lines(file), 1):
         tag, text = _string(file, where, row, "tag"), _string(file, where, row, "prompt")
         atoms = _geneval_atoms(file, where, row.get("include"))
-        meta = {key: row[key] for key in ("include", "exclude") if key in row}
+        meta: Row = {key: row[key] for key in ("include", "exclude") if key in row}
         prompts.append(Prompt(f"geneval-{i:04d}", text, tag, atoms=atoms, meta=meta))
     return prompts
 
@@ -429,15 +429,20 @@ def _dpg_questions(file: Path) -> dict[str, list[dict[str, str]]]:
     if missing:
         _wrong(file, "line 1", _Said(f"the columns {', '.join(table.fieldnames or ())}"), f"the column {missing[0]}")
     asked: dict[str, list[dict[str, str]]] = {}
-    for row in table:
-        if None in row or None in row.values():
-            _wrong(file, f"line {table.line_num}", _Said("another number of cells"), "as many as the first line has")
-        if not any(row.values()):
-            continue  # an empty row of a spreadsheet
-        for column in needed:
-            if not row[column].strip():
-                _wrong(file, f"line {table.line_num}", row[column], f"text that is not empty in {column!r}")
-        asked.setdefault(row["item_id"].strip(), []).append(row)
+    try:
+        for row in table:
+            if None in row or None in row.values():
+                _wrong(
+                    file, f"line {table.line_num}", _Said("another number of cells"), "as many as the first line has"
+                )
+            if not any(row.values()):
+                continue  # an empty row of a spreadsheet
+            for column in needed:
+                if not row[column].strip():
+                    _wrong(file, f"line {table.line_num}", row[column], f"text that is not empty in {column!r}")
+            asked.setdefault(row["item_id"].strip(), []).append(row)
+    except csv.Error as error:
+        _wrong(file, f"line {table.line_num}", _Said(f"no CSV ({error})"), "comma-separated cells")
     return asked
 
 
@@ -554,7 +559,7 @@ class Format:
     read: Callable[[Path], list[Prompt]]
 
 
-_THEIRS = "see the source"  # no licence was found that covers the data
+_THEIRS = "see the source"  # where no licence could be read
 FORMATS: Mapping[str, Format] = {
     "rarebench": Format(
         "a folder of single_1property.txt ... multi_3complex.txt, a prompt a line",
