@@ -21,6 +21,7 @@ from rarelift.prompts import FORMATS, KINDS, SUITES, Prompt, Suite, load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+CONSONANT = ("ukulele", "unicorn", "unicycle", "one-eyed")  # by their sound
 RARE_DIGEST = "6965b2c628416cf28c99be912dcf5878d388cc7f50a0bc24efb2b534825a095c"
 GENEVAL = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"}
 GENEVAL2 = {
@@ -108,12 +109,8 @@ def test_rare_is_written_in_plain_english() -> None:
         assert re.fullmatch(r"[a-z][a-z -]*[a-z]", prompt.text), prompt.text
         for text in (prompt.text, *(question for question, _ in prompt.atoms)):
             for article, word in re.findall(r"\b(an?) ([a-z-]+)", text):
-                sounds = (
-                    word[0] in "aeiou"
-                    if word not in ("hourglass", "ukulele", "unicorn", "unicycle", "one-eyed")
-                    else (word == "hourglass")
-                )
-                assert (article == "an") == sounds, text
+                vowel = word == "hourglass" or (word[0] in "aeiou" and word not in CONSONANT)
+                assert article == ("an" if vowel else "a"), text
 
 
 def test_rare_repeats_no_word_too_often() -> None:
@@ -227,8 +224,8 @@ def make_geneval2(root: Path) -> Path:
 def make_dpg(root: Path) -> Path:
     write(root / "prompts" / "7.txt", "A long text,\nin two lines. \n")
     write(root / "prompts" / "partiprompts1.txt", "Another.")
-    rows = '7,"A long, text",,1,0,entity,whole,entity - whole (dog),Is there a dog?\n7,,,2,1,,,,"Is it red, or so?"\n,,,,,,,,\n'
-    write(root / "dpg_bench.csv", DPG_HEAD + rows + "elsewhere,,,1,0,,,,Is it?\n")
+    rows = '7,"A long, text",,1,0,entity,whole,entity - whole (dog),Is there a dog?\n7,,,2,1,,,,"Is it red, or so?"\n'
+    write(root / "dpg_bench.csv", DPG_HEAD + rows + ",,,,,,,,\nelsewhere,,,1,0,,,,Is it?\n")
     return root
 
 
@@ -366,9 +363,8 @@ def test_jsonl_takes_every_field(tmp_path: Path) -> None:
 
 def bad(row: dict[str, Any], **changes: Any) -> str:
     """A good line, a blank one, then `row` with changes; None drops a key."""
-    changed = {k: v for k, v in {**row, "id": "b", **changes}.items() if v is not None}
-    if "id" not in row and "id" not in changes:
-        changed.pop("id")
+    other = {"id": "b"} if "id" in row else {}
+    changed = {k: v for k, v in {**row, **other, **changes}.items() if v is not None}
     return f"{json.dumps(row)}\n\n{json.dumps(changed)}\n"
 
 
