@@ -559,7 +559,7 @@ class Format:
     read: Callable[[Path], list[Prompt]]
 
 
-_THEIRS = "see the source"  # where no licence could be read
+_THEIRS = "see the source"  # where the repository has no licence file, or none that could be read
 FORMATS: Mapping[str, Format] = {
     "rarebench": Format(
         "a folder of single_1property.txt ... multi_3complex.txt, a prompt a line",
@@ -575,7 +575,7 @@ FORMATS: Mapping[str, Format] = {
     ),
     "geneval": Format(
         f"{_GENEVAL}: tag, include, prompt",
-        _THEIRS,
+        "MIT",
         "GenEval, arXiv 2310.11513, github.com/djghosh13/geneval",
         _read_geneval,
     ),
@@ -587,13 +587,13 @@ FORMATS: Mapping[str, Format] = {
     ),
     "dpg": Format(
         f"a folder of *.txt, a prompt a file; questions in {_DPG} in it or beside it",
-        _THEIRS,
+        "Apache-2.0",
         "DPG-Bench of ELLA, arXiv 2403.05135, github.com/TencentQQGYLab/ELLA",
         _read_dpg,
     ),
     "vbench": Format(
         f"{_VBENCH}: prompt_en, dimension; or a folder of *.txt, a prompt a line",
-        _THEIRS,
+        "Apache-2.0",
         "VBench, arXiv 2311.17982, github.com/Vchitect/VBench",
         _read_vbench,
     ),
