@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attach": {"hooks", "lifting", "locate", "settings", "streams"},
     "__init__": {"attach", "settings"},
     "pipelines": {"menagerie"},
-    "prompts": {"menagerie"},
+    "prompts": {"menagerie", "settings"},
     "menagerie": {"metrics", "prompts"},
     "rivals": {"attach", "anatomy", "pipelines"},
     "bench": {"bench.stats", "rivals", "metrics", "prompts", "pipelines", "menagerie"},
