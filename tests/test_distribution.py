@@ -11,10 +11,11 @@ from PIL import Image
 from scipy import linalg
 
 from rarelift.metrics import distribution
-from rarelift.metrics.distribution import distance, fid, kid
+from rarelift.metrics.distribution import Inception, distance, fid, kid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 pytest.importorskip("torchmetrics", reason="the bench extra")
 
@@ -164,3 +165,25 @@ def test_distance_refuses() -> None:
     with pytest.raises(ValueError, match=r"fake\[0\] is blank"):
         distance(pictures(9, 0), [Image.new("RGB", (2, 2))] * 9, flat)
     assert distribution.ENOUGH == 2000
+
+
+def test_inception_without_weights() -> None:
+    with pytest.raises(ValueError, match="'nowhere.pth' is not a file"):
+        Inception("nowhere.pth")
+
+
+def test_inception_gives_what_torch_fidelity_gives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="an optional package")
+    file = tmp_path / "weights.pth"
+    with monkeypatch.context() as patched:  # random weights in place of a file
+        patched.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: None)
+        patched.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), file)
+    images = [image.resize((40, 30)) for image in pictures(3, 5)]
+    alone = [network(torch.tensor(np.array(image)).permute(2, 0, 1)[None])[0] for image in images]
+    got = Inception(file, batch_size=2)(images)
+    assert got.shape == (3, 2048)
+    torch.testing.assert_close(got, torch.cat(alone))
+    with pytest.raises(ValueError, match="pictures of 2 sizes"):
+        Inception(file)([images[0], images[1].resize((8, 8))])

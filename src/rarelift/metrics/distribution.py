@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from . import _checks
@@ -12,7 +15,6 @@ from . import _checks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from PIL import Image
 
     Features = np.ndarray | torch.Tensor
@@ -121,7 +123,8 @@ def distance(
     Args:
         real: real pictures.
         fake: drawn pictures.
-        extractor: N pictures to features [N, D], `Clip.images` for one. Numbers compare within one extractor only.
+        extractor: N pictures to features [N, D]: `Inception`, which published numbers are of, or `Clip.images`. Numbers
+            compare within one extractor only.
 
     Raises:
         ValueError: a picture that is blank or not RGB, fewer than 4 a side for KID, or features that are no [N, D].
@@ -139,3 +142,42 @@ def distance(
     warnings.warn(f"KID instead of FID: FID needs {ENOUGH} pictures a side, here are {fewest}", stacklevel=2)
     mean, std = kid(x, y, subset_size=min(1000, fewest // 2))  # halves, or the subsets would all be the same
     return Distance("kid", mean, std, len(a), len(b))
+
+
+class Inception:
+    """The 2,048 features that published FID and KID are of, by torch-fidelity, with its weights from a local file.
+
+    Args:
+        weights: pt_inception-2015-12-05-6726825d.pth or another that torch-fidelity reads. It is unpickled: trust it.
+        device: where it runs.
+        batch_size: pictures at a time; does not change the features beyond rounding.
+
+    Raises:
+        ImportError: torch-fidelity is missing.
+        ValueError: no such file.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str], *, device: str = "cpu", batch_size: int = 32) -> None:
+        if not Path(weights).is_file():
+            raise ValueError(f"{os.fspath(weights)!r} is not a file; save the weights there, nothing is downloaded")
+        fidelity = _checks.need("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
+        self.network = fidelity.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=os.fspath(weights)
+        ).to(device)
+        self.device, self.batch_size = device, batch_size
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Features of N pictures of one size, [N, 2048] float32 on the CPU.
+
+        Raises:
+            ValueError: nothing to score, a picture that is blank or not RGB, or sizes that differ.
+        """
+        pictures = _checks.pictures(images)
+        if len(sizes := {image.size for image in pictures}) > 1:
+            raise ValueError(f"pictures of {len(sizes)} sizes, {sorted(sizes)[:3]}; resize them to one, the same way")
+        parts = []
+        for i in range(0, len(pictures), self.batch_size):
+            pixels = np.stack([np.array(image) for image in pictures[i : i + self.batch_size]])
+            parts.append(self.network(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))[0].cpu())
+        return torch.cat(parts)
