@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,15 +10,17 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from rarelift.metrics.vqa import VQA_SCORE, Atoms, Vqa, atoms
+from tiny_pipelines import Processor, qwen_vl, tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 WORDS = (
-    "<pad> </s> <unk> <image> user: said: yes no Yes No YES four is the lion purple striped in a crown how many lions"
+    "<pad> </s> <unk> <image> <s> user: said: yes no Yes No YES four "
+    "is the lion purple striped in a crown how many lions"
 )
 TEMPLATE = (
     "{% for m in messages %}user: {% for c in m['content'] %}"
@@ -30,9 +33,11 @@ ASKED = ["is the lion purple", "how many lions", "is a striped purple lion in th
 def processor() -> Any:
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS.split())}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 4)])
+    chat = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
+        bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         additional_special_tokens=["<image>"],
@@ -42,7 +47,7 @@ def processor() -> Any:
         image_processor=transformers.CLIPImageProcessorPil(
             size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
         ),
-        tokenizer=tokenizer,
+        tokenizer=chat,
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -62,7 +67,7 @@ def model() -> Any:
             "vocab_size": len(WORDS.split()),
             "initializer_range": 0.5,
             "pad_token_id": 0,
-            "bos_token_id": 1,
+            "bos_token_id": 4,
             "eos_token_id": 1,
         },
         image_token_index=3,
@@ -83,7 +88,7 @@ PICTURES = [picture(i) for i in range(4)]
 def reference(model: Any, processor: Any, image: Image.Image, question: str) -> dict[str, float]:
     """Probability of every word as the next, one question at a time, with nothing padded."""
     pixels = processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
-    ids = [WORDS.split().index(w) for w in f"user: {'<image> ' * 4}{question} said:".split()]
+    ids = [WORDS.split().index(w) for w in f"<s> user: {'<image> ' * 4}{question} said:".split()]
     logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1].double().numpy()
     p = np.exp(logits - logits.max())
     return dict(zip(WORDS.split(), p / p.sum(), strict=True))
@@ -110,6 +115,32 @@ def test_the_picture_and_the_question_matter(model: Any, processor: Any) -> None
     scores = vqa([PICTURES[0], PICTURES[1], PICTURES[0]], [ASKED[0], ASKED[0], ASKED[2]])
     assert len({round(score, 5) for score in scores}) == 3
     assert vqa(PICTURES, ASKED) == vqa(PICTURES, ASKED)
+
+
+def test_a_template_that_holds_the_start_gets_no_second(model: Any, processor: Any) -> None:
+    with_start = copy.deepcopy(processor)
+    with_start.chat_template = "<s> " + TEMPLATE
+    assert Vqa(model, with_start)(PICTURES, ASKED) == Vqa(model, processor)(PICTURES, ASKED)
+
+
+def test_qwen_does_not_move_with_the_batch() -> None:
+    """Its positions have three axes, and its pictures become as many tokens as their size asks for."""
+    torch.manual_seed(4)
+    words = tokenizer()
+    qwen = Processor(
+        image_processor=transformers.Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12544}),
+        tokenizer=words,
+        video_processor=None,
+        chat_template="<|vision_start|> <|image_pad|> <|vision_end|> {{ messages[0]['content'][1]['text'] }}",
+    )
+    model = qwen_vl()
+    images = [PICTURES[0].resize((56, 56)), PICTURES[1].resize((112, 84)), PICTURES[2].resize((84, 112))]
+    asked = ["a striped lion", "a purple lion wearing a pink crown", "red"]
+    alone, together = (
+        Vqa(model, qwen, size)(images, asked, ["red", "blue", "red"], against="vocabulary") for size in (1, 3)
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    assert len({round(score, 6) for score in alone}) == 3
 
 
 def test_vqa_score_asks_the_question_of_the_paper(model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:

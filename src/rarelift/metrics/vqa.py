@@ -155,13 +155,14 @@ class Vqa:
             )
             for question in questions
         ]
+        start = self.processor.tokenizer.bos_token
         # padded on the right, whatever the tokenizer's habit: then no model's positions move with the batch
         inputs = self.processor(
             text=prompts,
             images=[[image] for image in images],
             padding=True,
             padding_side="right",
-            add_special_tokens=False,  # the template has them
+            add_special_tokens=not (start and prompts[0].startswith(start)),  # some templates hold them, LLaVA's not
             return_tensors="pt",
         ).to(self.model.device)
         for name, value in inputs.items():
