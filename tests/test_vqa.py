@@ -156,7 +156,8 @@ def test_from_path(model: Any, processor: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded = Vqa.from_path(tmp_path, batch_size=2)
-    np.testing.assert_allclose(loaded(PICTURES, ASKED), Vqa(model, processor)(PICTURES, ASKED), rtol=1e-4)
+    # where torchvision is installed, the loaded processor resizes by it, and not by PIL
+    np.testing.assert_allclose(loaded(PICTURES, ASKED), Vqa(model, processor)(PICTURES, ASKED), rtol=1e-3)
     half = Vqa.from_path(tmp_path, dtype=torch.bfloat16)
     np.testing.assert_allclose(half(PICTURES, ASKED), loaded(PICTURES, ASKED), atol=0.1)
     with pytest.raises(ValueError, match="'llava/llava' is not a directory"):

@@ -69,6 +69,9 @@ class Vqa:
     ) -> Vqa:
         """Any AutoModelForImageTextToText from a local directory, in `dtype` or that of the checkpoint.
 
+        Its processor resizes by torchvision where that is installed, else by PIL, which moves scores in the fourth
+        digit: compare only what was scored in one environment.
+
         Raises:
             ValueError: no such directory, or weights are missing.
         """
