@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .embed import Clip
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
     from transformers import CLIPModel
 
 HIGHER_IS_BETTER = True
@@ -33,3 +38,16 @@ def clip_t(model: CLIPModel, pixels: torch.Tensor, input_ids: torch.Tensor, batc
         out = model(input_ids=input_ids[i : i + batch_size], pixel_values=pixels[i : i + batch_size])
         scores.append((out.image_embeds * out.text_embeds).sum(-1))  # transformers normalises both
     return torch.cat(scores)
+
+
+class ClipT(Clip):
+    """CLIP-T of PIL pictures and texts, with a checkpoint from a local path; takes what `Clip` takes."""
+
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+        """Cosine of each picture and its text, in -1..1; higher is better.
+
+        Raises:
+            ValueError: the two have different lengths, nothing to score, or a picture that is blank or not RGB.
+        """
+        scores: list[float] = self.cosines(images, texts).tolist()
+        return scores
