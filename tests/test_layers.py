@@ -30,7 +30,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompts": {"menagerie", "settings"},
     "menagerie": {"metrics", "prompts"},
     "rivals": {"attach", "anatomy", "pipelines"},
-    "bench": {"bench.stats", "rivals", "metrics", "prompts", "pipelines", "menagerie"},
+    "bench": {
+        "attach",
+        "bench.stats",
+        "menagerie",
+        "metrics",
+        "pictures",
+        "pipelines",
+        "prompts",
+        "rivals",
+        "settings",
+    },
     "generating": {"attach", "settings", "pipelines", "pictures", "bench.stats", "menagerie"},
     "comfy": {"variance", "settings"},
 }

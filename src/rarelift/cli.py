@@ -126,6 +126,88 @@ def demo(
     print(f"{prompts} prompts show what it looks like and prove nothing; the measurement is in docs/defaults.md")
 
 
+@app.command(
+    epilog="""**Examples**
+
+`rarelift bench runs/first --suite menagerie-rare --prompts 64 --guidance 1 --guidance 3`
+
+`rarelift bench runs/flux --model ./flux --suite rare --method untouched --method lift:alpha=1.3 --limit 4`
+
+`rarelift bench runs/mine --model ./my-sd3 --suite ./RareBench --format rarebench`
+
+The same command again goes on where it was stopped. `rarelift report RUN` prints what it says."""
+)
+def bench(
+    run: Annotated[Path | None, typer.Argument(help="Folder of the run; one found there goes on.")] = None,
+    suite: Annotated[
+        str, typer.Option(help="A suite by name (--list), or a file or folder of prompts.")
+    ] = "menagerie-rare",
+    format: Annotated[str | None, typer.Option(help="Of the file or folder, where it cannot be told.")] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the suite.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="untouched, lift, or lift:NAME=VALUE,...; several times. Default: untouched and lift."),
+    ] = None,
+    guidance: Annotated[list[float] | None, typer.Option(help="guidance_scale; several times makes a sweep.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
+    model: ModelOption = "menagerie",
+    metric: Annotated[list[str] | None, typer.Option(help="attributes, clip_t; several times.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once: 16 bundled, else 1.")] = None,
+    steps: StepsOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after about so many pictures, for a try.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the suites.")] = False,
+) -> None:
+    """Measure methods on the prompts of a suite, with the same noise for all, into the folder RUN."""
+    from .prompts import SUITES, load
+
+    if list_:
+        for name in SUITES:
+            found = load(name)
+            print(f"{name:18} version {found.version}  {len(found.prompts):5} prompts  {found.licence}")
+        return
+    if run is None:
+        raise ValueError("give a folder for the run, such as runs/first; --list shows the suites")
+    from .bench.session import bench as measure
+    from .bench.session import planned
+    from .bench.summary import markdown, rows
+
+    plan = planned(
+        suite,
+        suite_format=format,
+        first=prompts,
+        methods=method or ("untouched", "lift"),
+        guidances=guidance or (),
+        seeds=seeds,
+        model=model,
+        batch_size=batch_size,
+        metrics=metric or (),
+        **_given(num_inference_steps=steps),
+    )
+    made, held = measure(plan, run, limit=limit)
+    print(f"{run}: {made} pictures made, {held} of {plan.total} there")
+    if plan.metrics:
+        print(markdown(rows(run)), end="")
+
+
+@app.command(epilog="**Example**\n\n`rarelift report runs/first --csv numbers.csv`")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers, unrounded, to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+) -> None:
+    """Print what RUN says: every method at every guidance, with its paired difference to untouched."""
+    from .bench import summary
+    from .bench.runs import write
+
+    found = summary.rows(run)
+    text = summary.markdown(found)
+    print(text, end="")
+    for path, content in ((csv, summary.as_csv(found)), (markdown, text)):
+        if path is not None:
+            write(path, content)
+            print(path)
+
+
 @app.command(epilog="**Examples**\n\n`rarelift inspect`\n\n`rarelift inspect ./my-sd3`")
 def inspect(model: Annotated[str, typer.Argument(help="`menagerie`, a folder, or a hub id.")] = "menagerie") -> None:
     """Print which blocks of MODEL would be lifted, which stream they read, and what is left out and why."""

@@ -15,7 +15,13 @@ from .world import ATTRIBUTES, MAX_WORDS, SIZE, VALUES, lexicon
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-    from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, ResNetForImageClassification
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        ResNetForImageClassification,
+    )
 
 TEXT_LENGTH = MAX_WORDS + 2  # tokens of each text segment: the words, begin and end
 JOINT_WIDTH = 256  # the width of the text stream, wide enough for the two encoders side by side
@@ -172,6 +178,14 @@ def build_judge() -> ResNetForImageClassification:
         label2id={label: i for i, label in enumerate(LABELS)},
     )
     return ResNetForImageClassification(config)
+
+
+def build_image_processor() -> CLIPImageProcessorPil:
+    """What makes the pixels that the CLIP model reads, as `judge.to_pixels` does, from pictures of any size."""
+    from transformers import CLIPImageProcessorPil
+
+    square, half = {"height": SIZE, "width": SIZE}, [0.5] * 3
+    return CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=square, image_mean=half, image_std=half)
 
 
 def build_clip() -> CLIPModel:

@@ -511,6 +511,7 @@ def export(run: Run, networks: dict[str, nn.ModuleDict], records: dict[str, dict
             part: Any = networks[name][name]
             part.half().save_pretrained(new / name)
         tokenizer.save_pretrained(new / "clip")
+        recipe.build_image_processor().save_pretrained(new / "clip")
         facts = {
             "preset": run.preset_name,
             "sizes": asdict(run.preset),

@@ -1,0 +1,80 @@
+"""`rarelift bench` from start to end: everything that can be wrong is found before the first picture is drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import pipelines, prompts
+from ..menagerie.world import check_prompt
+from . import scorers, stats
+from .runs import Method, Plan, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def planned(
+    suite: str,
+    *,
+    suite_format: str | None = None,
+    split: str | None = None,
+    first: int | None = None,
+    methods: Sequence[str] = ("untouched", "lift"),
+    guidances: Sequence[float] = (),
+    seeds: int = 1,
+    model: str = pipelines.BUNDLED,
+    batch_size: int | None = None,
+    metrics: Sequence[str] = (),
+    **call: Any,
+) -> Plan:
+    """The plan that these words mean.
+
+    Args:
+        suite: a built-in suite, or the path of a file or folder of prompts; `suite_format` says of what kind.
+        split: "report" or "tune", for the suites of Menagerie.
+        first: only so many prompts of the suite.
+        methods: see `Method.parse`.
+        guidances: values of guidance_scale; none leaves it to the model.
+        seeds: pictures of each prompt, with seeds counting from 0.
+        batch_size: 16 for the bundled model and 1 for others, whose pictures fill the memory, when not given.
+        metrics: names of scorers; when not given, "attributes" and "clip_t" for Menagerie suites, else none.
+        call: arguments of the pipeline.
+
+    Raises:
+        ValueError: anything is not known or does not fit; the bundled model does not know a word of a prompt.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    loaded = prompts.load(suite, suite_format, first, split)
+    if model == pipelines.BUNDLED:
+        for prompt in loaded.prompts:
+            check_prompt(prompt.text)
+    drawn = loaded.name.startswith("menagerie")
+    plan = Plan(
+        loaded,
+        tuple(map(Method.parse, methods)),
+        tuple(guidances) or (None,),
+        tuple(range(seeds)),
+        model,
+        batch_size or (16 if model == pipelines.BUNDLED else 1),
+        tuple(sorted(call.items())),
+        tuple(metrics) or (scorers.NAMES if drawn else ()),
+    )
+    for metric in plan.metrics:
+        scorers.check(metric, plan.suite)
+    return plan
+
+
+def bench(plan: Plan, folder: Path, *, limit: int | None = None) -> tuple[int, int]:
+    """Draw and score what the folder lacks of the plan, and return how many pictures were made and how many it holds.
+
+    Raises:
+        as `Run.open`, `Run.draw` and `pipelines.load`.
+    """
+    stats.require()
+    run = Run(folder, plan)
+    with run.open():
+        model = pipelines.load(plan.model)
+        made = run.draw(model, [scorers.make(name, plan.suite) for name in plan.metrics], limit=limit)
+    return made, len(run.done)
