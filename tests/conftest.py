@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+DEFAULTS = {"height": 16, "width": 8, "num_inference_steps": 3, "max_sequence_length": 4, "guidance_scale": 2.0}
 WORDS = "a an the of in on at with and striped purple lion wearing crown pink ground red blue"
 
 
@@ -100,6 +103,15 @@ def _prototype() -> StableDiffusion3Pipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def saved(_prototype: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with that pipeline and how it is called."""
+    folder = tmp_path_factory.mktemp("model")
+    _prototype.save_pretrained(folder)
+    (folder / "generation.json").write_text(json.dumps(DEFAULTS))
+    return folder
 
 
 @pytest.fixture

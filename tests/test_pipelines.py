@@ -10,21 +10,13 @@ import pytest
 import torch
 
 import rarelift
+from conftest import DEFAULTS
 from rarelift import pipelines
 from rarelift.anatomy import captured
 from rarelift.pipelines import Model, ModelError, load, text_to_image
 
-DEFAULTS = {"height": 16, "width": 8, "num_inference_steps": 3, "max_sequence_length": 4, "guidance_scale": 2.0}
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 PROMPTS = ["a purple lion", "a red crown on the ground", "a lion"]
-
-
-@pytest.fixture(scope="session")
-def saved(_prototype: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    _prototype.save_pretrained(folder)
-    (folder / "generation.json").write_text(json.dumps(DEFAULTS))
-    return folder
 
 
 @pytest.fixture

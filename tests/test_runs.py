@@ -24,6 +24,7 @@ from tqdm import tqdm
 import rarelift
 from rarelift import pictures, pipelines
 from rarelift.bench import runs, summary
+from rarelift.bench.drawing import Worker
 from rarelift.bench.runs import SCORES, UNTOUCHED, Method, Plan, Run, Unit, read_scores
 from rarelift.prompts import Prompt, Suite
 from rarelift.settings import Spread
@@ -71,8 +72,9 @@ def tiny() -> pipelines.Model:
 
 def finish(folder: Path, tiny: pipelines.Model, chosen: Plan | None = None, **more: Any) -> Run:
     run = Run(folder, chosen or plan())
+    draw = Worker(run.plan, tiny, [brightness])
     with run.open():
-        run.draw(tiny, [brightness], **more)
+        run.take((batch, draw(batch)) for batch in run.missing(**more))
     return run
 
 
@@ -121,9 +123,8 @@ def test_every_method_gets_the_same_noise_and_the_pictures_say_what_they_are(
 
 def test_a_second_start_makes_nothing(whole: Path, tiny: pipelines.Model) -> None:
     before = outcome(whole)
-    run = Run(whole, plan())
-    with run.open():
-        assert run.draw(tiny, [brightness]) == 0
+    with Run(whole, plan()).open() as run:
+        assert not list(run.missing())
     assert outcome(whole) == before
 
 

@@ -155,6 +155,10 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once: 16 bundled, else 1.")] = None,
     steps: StepsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after about so many pictures, for a try.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Draw in so many processes, by Ray; they share cores and GPUs.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster for the workers; else this machine.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the suites.")] = False,
 ) -> None:
     """Measure methods on the prompts of a suite, with the same noise for all, into the folder RUN."""
@@ -183,7 +187,7 @@ def bench(
         metrics=metric or (),
         **_given(num_inference_steps=steps),
     )
-    made, held = measure(plan, run, limit=limit)
+    made, held = measure(plan, run, limit=limit, workers=workers, address=address)
     print(f"{run}: {made} pictures made, {held} of {plan.total} there")
     if plan.metrics:
         print(markdown(rows(run)), end="")

@@ -16,9 +16,7 @@ import platform
 import re
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -28,20 +26,18 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from .. import __version__, pictures, pipelines
-from ..attach import apply
 from ..settings import Spread, one_of
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from ..prompts import Prompt, Suite
+    from ..prompts import Suite
+    from .drawing import Made
 
 FORM = 1  # of the folder; a newer one may be unreadable for an older rarelift
 MANIFEST, SCORES, IMAGES = "manifest.json", "scores.jsonl", "images"
 UNTOUCHED = "untouched"
 _PACKAGES = ("torch", "diffusers", "transformers")
-Scorer = Callable[["Sequence[Image.Image]", "Sequence[Prompt]"], "list[dict[str, float]]"]
-"""Pictures and their prompts in, for each picture numbers by name out."""
 
 
 @dataclass(frozen=True)
@@ -219,98 +215,53 @@ class Run:
             left.unlink()  # files that a killed process was writing
         self.done = dict(read_scores(self.folder, mend=True))
 
-    def draw(self, model: pipelines.Model, scorers: Sequence[Scorer], *, limit: int | None = None) -> int:
-        """Draw and score what is missing; returns how many pictures were made.
+    def missing(self, limit: int | None = None) -> Iterator[list[Unit]]:
+        """The batches that hold a picture that is not there; each is of one method and guidance.
 
         Args:
-            limit: stop after about so many, for a try; whole batches are drawn.
-
-        Raises:
-            RuntimeError: memory is short even for one picture.
+            limit: for a try, no more batches once these hold so many such pictures.
         """
-        made = 0
+        asked, size = 0, self.plan.batch_size
+        for method, guidance in self.plan.groups:
+            units = self.plan.units(method, guidance)
+            for batch in (units[i : i + size] for i in range(0, len(units), size)):
+                fresh = sum(unit not in self.done for unit in batch)
+                if limit is not None and asked >= limit:
+                    return
+                asked += fresh
+                if fresh:
+                    yield batch
+
+    def take(self, made: Iterable[tuple[list[Unit], list[Made]]]) -> int:
+        """Keep batches as they come, in any order, under a progress bar; returns how many pictures were new."""
+        new = 0
         with tqdm(
             total=self.plan.total, initial=len(self.done), unit="picture", desc=self.folder.name, smoothing=0.05
         ) as bar:
-            for method, guidance in self.plan.groups:
-                batches = [b for b in self._batches(method, guidance) if any(unit not in self.done for unit in b)]
-                if not batches or (limit is not None and made >= limit):
-                    continue
-                settings = method.settings
-                with apply(model.pipe, settings=settings) if settings else nullcontext():
-                    for batch in batches:
-                        if limit is not None and made >= limit:
-                            break
-                        fresh = self._batch(model, scorers, method, batch)
-                        made += fresh
-                        bar.update(fresh)
-        return made
+            for units, batch in made:
+                kept = self.keep(units, batch)
+                new += kept
+                bar.update(kept)
+        return new
 
-    def _batches(self, method: Method, guidance: float | None) -> list[list[Unit]]:
-        units, size = self.plan.units(method, guidance), self.plan.batch_size
-        return [units[i : i + size] for i in range(0, len(units), size)]
-
-    def _batch(self, model: pipelines.Model, scorers: Sequence[Scorer], method: Method, units: list[Unit]) -> int:
-        """Draw a whole batch, and keep of it what was not there."""
-        by_id = {prompt.id: prompt for prompt in self.plan.suite.prompts}
-        asked = [by_id[unit.prompt] for unit in units]
-        started = time.perf_counter()
-        drawn = _drawn(model, self.plan, units, [prompt.text for prompt in asked])
-        seconds = (time.perf_counter() - started) / len(units)
-        fresh = [i for i, unit in enumerate(units) if unit not in self.done]
-        whole = [i for i in fresh if drawn[i] is not None]
-        scores: dict[int, dict[str, float]] = {i: {} for i in fresh}
-        for scorer in scorers if whole else ():
-            found = scorer([image for i in whole if (image := drawn[i])], [asked[i] for i in whole])
-            for i, numbers in zip(whole, found, strict=True):
-                scores[i] |= numbers
+    def keep(self, units: Sequence[Unit], made: Sequence[Made]) -> int:
+        """Write a batch, of it what was not there; returns how many that were."""
+        texts = {prompt.id: prompt.text for prompt in self.plan.suite.prompts}
+        settings = {method.name: method.settings and method.settings.to_dict() for method in self.plan.methods}
+        fresh = {unit: one for unit, one in zip(units, made, strict=True) if unit not in self.done}
         lines = []
-        for i in fresh:
-            image, unit = drawn[i], units[i]
-            if image is not None:
-                about = {**asdict(unit), "prompt": asked[i].text, "prompt_id": unit.prompt, "model": self.plan.model}
-                settings = method.settings and method.settings.to_dict()
-                record = {**about, "settings": settings, "call": {**model.defaults, **dict(self.plan.call)}}
-                pictures.save(image, self.folder / unit.path, record)
-            line = {**asdict(unit), "scores": scores[i], "seconds": round(seconds, 4)}
-            lines.append(line if image is not None else {**line, "failed": "the picture came out as NaN"})
+        for unit, one in fresh.items():
+            line = {**asdict(unit), "scores": one.scores, "seconds": round(one.seconds, 4)}
+            if one.image is None:
+                line["failed"] = "the picture came out as NaN"
+            else:
+                about = {**asdict(unit), "prompt": texts[unit.prompt], "prompt_id": unit.prompt}
+                record = {**about, "model": self.plan.model, "settings": settings[unit.method], "call": one.call}
+                pictures.save(one.image, self.folder / unit.path, record)
+            lines.append(line)
         append(self.folder / SCORES, lines)
-        self.done |= {units[i]: line for i, line in zip(fresh, lines, strict=True)}
-        return len(fresh)
-
-
-def _drawn(model: pipelines.Model, plan: Plan, units: list[Unit], texts: list[str]) -> list[Image.Image | None]:
-    """The pictures, None where one came out as NaN. Where memory is short, in halves."""
-    guidance = units[0].guidance
-    call = dict(plan.call) if guidance is None else {**dict(plan.call), "guidance_scale": guidance}
-    try:
-        seeds = [unit.seed for unit in units]
-        return [*pipelines.text_to_image(model, texts, seeds, batch_size=len(units), **call)]
-    except FloatingPointError:
-        if len(units) == 1:
-            return [None]
-    except (RuntimeError, MemoryError) as error:
-        if not _memory_is_short(error):
-            raise
-        if len(units) == 1:
-            raise RuntimeError(f"memory is short for one picture at a time: {str(error).splitlines()[0]}") from error
-        tqdm.write(f"memory is short for {len(units)} pictures at once; drawing {(len(units) + 1) // 2}")
-        _free_memory()
-    half = (len(units) + 1) // 2
-    return [*_drawn(model, plan, units[:half], texts[:half]), *_drawn(model, plan, units[half:], texts[half:])]
-
-
-def _memory_is_short(error: BaseException) -> bool:
-    said = str(error).lower()
-    known = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(words in said for words in known)
-
-
-def _free_memory() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        self.done |= dict(zip(fresh, lines, strict=True))
+        return len(lines)
 
 
 # ---------------------------------------------------------------- the files

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..prompts import Prompt, Suite
-    from .runs import Scorer
+    from .drawing import Scorer
 
 NAMES = ("attributes", "clip_t")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import pipelines, prompts
 from ..menagerie.world import check_prompt
-from . import scorers, stats
+from . import scale, scorers, stats
+from .drawing import Worker
 from .runs import Method, Plan, Run
 
 if TYPE_CHECKING:
@@ -66,15 +68,40 @@ def planned(
     return plan
 
 
-def bench(plan: Plan, folder: Path, *, limit: int | None = None) -> tuple[int, int]:
+def worker(plan: Plan) -> Worker:
+    """What draws and scores the batches of a plan, with the model and the scorers loaded."""
+    return Worker(plan, pipelines.load(plan.model), [scorers.make(name, plan.suite) for name in plan.metrics])
+
+
+def bench(
+    plan: Plan,
+    folder: Path,
+    *,
+    limit: int | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+) -> tuple[int, int]:
     """Draw and score what the folder lacks of the plan, and return how many pictures were made and how many it holds.
 
+    Args:
+        limit: stop after about so many pictures, for a try; whole batches are drawn.
+        workers: so many processes, on a Ray of this machine, or of the cluster at `address`; None draws here.
+
     Raises:
-        as `Run.open`, `Run.draw` and `pipelines.load`.
+        as `Run.open`, `Worker`, `pipelines.load` and `scale.workers`.
     """
     stats.require()
+    if address is not None and workers is None:
+        raise ValueError(f"address {address!r} is for workers; say how many")
     run = Run(folder, plan)
     with run.open():
-        model = pipelines.load(plan.model)
-        made = run.draw(model, [scorers.make(name, plan.suite) for name in plan.metrics], limit=limit)
+        batches = list(run.missing(limit))
+        if not batches:
+            made = 0
+        elif workers is None:
+            draw = worker(plan)
+            made = run.take((batch, draw(batch)) for batch in batches)
+        else:
+            with scale.workers(partial(worker, plan), workers, address) as draw_all:
+                made = run.take(draw_all(batches))
     return made, len(run.done)

@@ -1,0 +1,104 @@
+"""The part of a run that may be in another process: units in, pictures and their scores out, nothing written."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from .. import pipelines
+from ..attach import apply
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..prompts import Prompt
+    from .runs import Plan, Unit
+
+Scorer = Callable[["Sequence[Image.Image]", "Sequence[Prompt]"], "list[dict[str, float]]"]
+"""Pictures and their prompts in, for each picture numbers by name out."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture, None where it came out as NaN.
+
+    `seconds` is this picture's share of its batch, scoring left out. `call` holds the arguments of the pipeline.
+    """
+
+    image: Image.Image | None
+    scores: dict[str, float]
+    seconds: float
+    call: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """Draws and scores batches of a plan. The same batch gives the same pictures, whatever was drawn before it."""
+
+    def __init__(self, plan: Plan, model: pipelines.Model, scorers: Sequence[Scorer]) -> None:
+        self.plan, self.model, self.scorers = plan, model, scorers
+        self._prompts = {prompt.id: prompt for prompt in plan.suite.prompts}
+        self._settings = {method.name: method.settings for method in plan.methods}
+
+    def __call__(self, units: Sequence[Unit]) -> list[Made]:
+        """Pictures of units that have one method and guidance.
+
+        Raises:
+            RuntimeError: memory is short even for one picture.
+        """
+        prompts = [self._prompts[unit.prompt] for unit in units]
+        settings, guidance = self._settings[units[0].method], units[0].guidance
+        call = {**self.model.defaults, **dict(self.plan.call)}
+        if guidance is not None:
+            call["guidance_scale"] = guidance
+        started = time.perf_counter()
+        with apply(self.model.pipe, settings=settings) if settings else nullcontext():
+            images = self._drawn([prompt.text for prompt in prompts], [unit.seed for unit in units], call)
+        seconds = (time.perf_counter() - started) / len(units)
+        whole = [(image, prompt) for image, prompt in zip(images, prompts, strict=True) if image is not None]
+        found: list[dict[str, float]] = [{} for _ in whole]
+        for scorer in self.scorers if whole else ():
+            numbers = scorer([image for image, _ in whole], [prompt for _, prompt in whole])
+            found = [have | more for have, more in zip(found, numbers, strict=True)]
+        scores = iter(found)
+        return [Made(image, {} if image is None else next(scores), seconds, call) for image in images]
+
+    def _drawn(self, texts: list[str], seeds: list[int], call: dict[str, Any]) -> list[Image.Image | None]:
+        """The pictures, None where one came out as NaN. Where memory is short, in halves."""
+        try:
+            return [*pipelines.text_to_image(self.model, texts, seeds, batch_size=len(texts), **call)]
+        except FloatingPointError:
+            if len(texts) == 1:
+                return [None]
+        except (RuntimeError, MemoryError) as error:
+            if not _memory_is_short(error):
+                raise
+            if len(texts) == 1:
+                raise RuntimeError(f"memory is short for one picture at a time: {_first_line(error)}") from error
+            said = f"memory is short for {len(texts)} pictures at once; drawing {(len(texts) + 1) // 2}"
+            tqdm.write(said, file=sys.stderr)
+        _free_memory()  # here, where the error no longer holds what was computed
+        half = (len(texts) + 1) // 2
+        return [*self._drawn(texts[:half], seeds[:half], call), *self._drawn(texts[half:], seeds[half:], call)]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _memory_is_short(error: BaseException) -> bool:
+    said = str(error).lower()
+    known = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in said for words in known)
+
+
+def _free_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
