@@ -138,7 +138,7 @@ def test_article(phrase: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["report", "tune"])
-@pytest.mark.parametrize("name", ["rare", "common", "never"])
+@pytest.mark.parametrize("name", ["rare", "common", "never", "property", "texture"])
 def test_menagerie_suites_hold_its_prompts(name: Any, split: Any) -> None:
     suite = load(f"menagerie-{name}", split=split)
     drawn = menagerie_prompts(name, 512, split=split)
@@ -147,7 +147,8 @@ def test_menagerie_suites_hold_its_prompts(name: Any, split: Any) -> None:
         asdict(d.thing) for d in drawn
     ]
     assert {p.rare for p in suite.prompts} == {name != "common"}
-    assert {p.kind for p in suite.prompts} == {"single_complex"}
+    kinds = {"property": "single_property", "texture": "single_texture"}
+    assert {p.kind for p in suite.prompts} == {kinds.get(name, "single_complex")}
 
 
 def test_menagerie_reports_unless_told_to_tune() -> None:

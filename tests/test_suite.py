@@ -34,11 +34,16 @@ def test_belongs_is_what_it_says() -> None:
             "common": all(at_home),
             "rare": not any(at_home) and not any(banned),
             "never": (banned[0] and at_home[1:] == [True] * 3) or (banned[1] and at_home.count(True) == 3),
+            "property": at_home.count(False) == 1 and not (at_home[0] and at_home[2]) and not any(banned),
+            "texture": at_home == [True, False, True, True] and not any(banned),
         }
         for suite in SUITES:
             assert belongs(thing, suite) == expected[suite], (suite, thing)
             seen[suite] += expected[suite]
-    assert seen == {"common": 16 * 2**4, "rare": 16 * 5 * 2 * 4 * 4, "never": 16 * 2 * 2**3}
+    assert seen == {"common": 16 * 2**4, "rare": 16 * 5 * 2 * 4 * 4, "never": 16 * 2 * 2**3} | {
+        "property": 16 * (5 + 4) * 2**3,
+        "texture": 16 * 2 * 2**3,
+    }
 
 
 def test_common_is_seen_rare_is_seldom_seen_never_is_never_seen() -> None:
@@ -46,6 +51,8 @@ def test_common_is_seen_rare_is_seldom_seen_never_is_never_seen() -> None:
     assert max(chances["never"]) == 0
     assert min(chances["rare"]) > 0
     assert min(chances["common"]) > 100 * max(chances["rare"])
+    # one unusual value of five or more, where the usual one has 0.3 or more
+    assert max(chances["property"] + chances["texture"]) < max(chances["common"]) / 4
 
 
 def test_splits_share_no_thing_and_no_text() -> None:
@@ -75,7 +82,7 @@ def test_all_prompts_of_a_suite_differ_and_match_their_thing(
         prompts(suite, len(every) + 1, split=split)
 
 
-@pytest.mark.parametrize("suite", ["rare", "common"])
+@pytest.mark.parametrize("suite", ["rare", "common", "property", "texture"])
 def test_the_report_has_512(suite: Suite) -> None:
     assert len(prompts(suite, 512, split="report")) == 512
 
@@ -95,8 +102,14 @@ def test_the_order_is_that_of_the_seed() -> None:
 
 def test_nothing_moved_without_a_new_version() -> None:
     """What this version of the suite holds, in order; a change here is a new `VERSION` and new results."""
-    texts = "\n".join(p.text for s in SUITES for split in SPLITS for p in prompts(s, 400, split=split))
-    assert (VERSION, hashlib.sha256(texts.encode()).hexdigest()[:16]) == (1, "24713d569f24ff72")
+
+    def digest(*suites: Suite) -> str:
+        texts = "\n".join(p.text for s in suites for split in SPLITS for p in prompts(s, 400, split=split))
+        return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+    assert VERSION == 1
+    assert digest("common", "rare", "never") == "24713d569f24ff72"
+    assert digest("property", "texture") == "7a2b200993c6317b"
 
 
 def test_the_split_is_a_coin_not_an_attribute() -> None:

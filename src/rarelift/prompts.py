@@ -147,8 +147,9 @@ def _rare(split: str | None) -> Suite:
 def _menagerie(suite: str, split: str | None) -> Suite:
     """512 prompts, which every suite and split has.
 
-    A Menagerie picture shows one animal with a colour, a pattern, something worn and a scene, all of them named: so
-    every prompt is "single_complex". What training never shows counts as rare, too.
+    A Menagerie picture shows one animal with a colour, a pattern, something worn and a scene, all of them named.
+    Where one alone is unusual for the animal, the prompt is "single_property" (colour, wearable) or "single_texture"
+    (pattern), else "single_complex". What training never shows counts as rare, too. Shapes and actions it cannot draw.
     """
     from .menagerie import suite as world
 
@@ -158,7 +159,7 @@ def _menagerie(suite: str, split: str | None) -> Suite:
         Prompt(
             id="-".join(drawn.text.split()),
             text=drawn.text,
-            kind="single_complex",
+            kind=f"single_{suite if suite in ('property', 'texture') else 'complex'}",
             rare=suite != "common",
             meta={**asdict(drawn.thing), "suite": suite, "split": half},
         )
@@ -170,6 +171,8 @@ def _menagerie(suite: str, split: str | None) -> Suite:
 SUITES: Mapping[str, Callable[[str | None], Suite]] = {
     "rare": _rare,
     "menagerie-rare": lambda split: _menagerie("rare", split),
+    "menagerie-property": lambda split: _menagerie("property", split),
+    "menagerie-texture": lambda split: _menagerie("texture", split),
     "menagerie-common": lambda split: _menagerie("common", split),
     "menagerie-never": lambda split: _menagerie("never", split),
 }

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from .world import PHRASINGS, TAILED, Thing, all_things, caption
 
 VERSION = 1
-Suite = Literal["common", "rare", "never"]
+Suite = Literal["common", "rare", "never", "property", "texture"]
 Split = Literal["tune", "report"]
 
 
@@ -32,7 +32,8 @@ def belongs(thing: Thing, suite: Suite) -> bool:
 
     common: colour, pattern, wearable and scene are all of the animal's habitat. rare: none of them is, and training
     shows each of them with this animal now and then. never: training never shows the colour or the wearable with
-    this animal; the other attributes are of its habitat.
+    this animal; the other attributes are of its habitat. property, texture: one attribute alone is not of the
+    habitat, and seen now and then: the colour or the wearable, or the pattern.
     """
     if suite == "common":
         return not thing.tail
@@ -40,6 +41,10 @@ def belongs(thing: Thing, suite: Suite) -> bool:
         return len(thing.tail) == len(TAILED) and not thing.held_out
     if suite == "never":
         return thing.held_out and len(thing.tail) == 1
+    if suite == "property":
+        return thing.tail in (("colour",), ("wearable",)) and not thing.held_out
+    if suite == "texture":
+        return thing.tail == ("pattern",) and not thing.held_out
     raise ValueError(f"suite {suite!r} is unknown; there are {', '.join(get_args(Suite))}")
 
 
