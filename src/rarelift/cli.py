@@ -151,7 +151,10 @@ def bench(
     guidance: Annotated[list[float] | None, typer.Option(help="guidance_scale; several times makes a sweep.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
     model: ModelOption = "menagerie",
-    metric: Annotated[list[str] | None, typer.Option(help="attributes, clip_t; several times.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="attributes, clip_t[=PATH], preference=PATH, vqa=PATH, judge=URL#MODEL; several times."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once: 16 bundled, else 1.")] = None,
     steps: StepsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after about so many pictures, for a try.")] = None,

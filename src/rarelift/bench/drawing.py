@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -20,21 +20,23 @@ if TYPE_CHECKING:
     from ..prompts import Prompt
     from .runs import Plan, Unit
 
-Scorer = Callable[["Sequence[Image.Image]", "Sequence[Prompt]"], "list[dict[str, float]]"]
-"""Pictures and their prompts in, for each picture numbers by name out."""
+Scorer = Callable[["Sequence[Image.Image]", "Sequence[Prompt]"], "Sequence[Mapping[str, float | str]]"]
+"""Pictures and their prompts in, for each picture numbers by name out, or what was said, as text."""
 
 
 @dataclass(frozen=True)
 class Made:
     """A picture, None where it came out as NaN.
 
-    `seconds` is this picture's share of its batch, scoring left out. `call` holds the arguments of the pipeline.
+    `answers` is what a judge said in words. `seconds` is this picture's share of its batch, scoring left out. `call`
+    holds the arguments of the pipeline.
     """
 
     image: Image.Image | None
     scores: dict[str, float]
+    answers: dict[str, str]
     seconds: float
-    call: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any]
 
 
 class Worker:
@@ -61,12 +63,18 @@ class Worker:
             images = self._drawn([prompt.text for prompt in prompts], [unit.seed for unit in units], call)
         seconds = (time.perf_counter() - started) / len(units)
         whole = [(image, prompt) for image, prompt in zip(images, prompts, strict=True) if image is not None]
-        found: list[dict[str, float]] = [{} for _ in whole]
+        found: list[dict[str, float | str]] = [{} for _ in whole]
         for scorer in self.scorers if whole else ():
-            numbers = scorer([image for image, _ in whole], [prompt for _, prompt in whole])
-            found = [have | more for have, more in zip(found, numbers, strict=True)]
-        scores = iter(found)
-        return [Made(image, {} if image is None else next(scores), seconds, call) for image in images]
+            more = scorer([image for image, _ in whole], [prompt for _, prompt in whole])
+            found = [{**have, **new} for have, new in zip(found, more, strict=True)]
+        rows = iter(found)
+        made = []
+        for image in images:
+            row = {} if image is None else next(rows)
+            scores = {name: value for name, value in row.items() if not isinstance(value, str)}
+            answers = {name: value for name, value in row.items() if isinstance(value, str)}
+            made.append(Made(image, scores, answers, seconds, call))
+        return made
 
     def _drawn(self, texts: list[str], seeds: list[int], call: dict[str, Any]) -> list[Image.Image | None]:
         """The pictures, None where one came out as NaN. Where memory is short, in halves."""

@@ -252,6 +252,8 @@ class Run:
         lines = []
         for unit, one in fresh.items():
             line = {**asdict(unit), "scores": one.scores, "seconds": round(one.seconds, 4)}
+            if one.answers:
+                line["answers"] = one.answers
             if one.image is None:
                 line["failed"] = "the picture came out as NaN"
             else:

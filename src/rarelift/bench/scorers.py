@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import metrics
 from ..menagerie import CLIP
 from ..settings import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from PIL import Image
 
     from ..prompts import Prompt, Suite
     from .drawing import Scorer
 
-NAMES = ("attributes", "clip_t")
+KEY = "RARELIFT_JUDGE_KEY"  # environment variable of the judge's key, which no manifest should hold
 
 
-def check(name: str, suite: Suite) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """One kind of scorer: what it takes after the equals sign, None for nothing, and what makes it."""
+
+    takes: str | None
+    gives: str
+    make: Callable[[str], Scorer]
+
+
+def parse(text: str) -> tuple[str, str]:
+    """Name and value of "clip_t" or "clip_t=PATH".
+
+    Raises:
+        ValueError: the name is not known, or a value is lacking or too much, or names nothing.
+    """
+    name, equals, value = text.strip().partition("=")
+    one_of("metric", name, KINDS)
+    takes = KINDS[name].takes
+    if takes is None and equals:
+        raise ValueError(f"metric {text!r}: {name} takes no value")
+    if takes is not None and not value and name != "clip_t":
+        raise ValueError(f"metric {text!r} needs a value: {name}={takes}")
+    if value and takes == _PATH and not Path(value).expanduser().is_dir():
+        raise ValueError(f"metric {text!r}: there is no folder {value!r}; give one with a checkpoint in it")
+    if name == "judge":
+        _address(value)
+    return name, value
+
+
+def check(text: str, suite: Suite) -> None:
     """Whether a scorer can score the pictures of a suite.
 
     Raises:
-        ValueError: the name is not known, or the suite's prompts have no attributes to look for.
+        ValueError: as `parse`, or the suite's prompts have no attributes to look for.
     """
     from ..menagerie.world import ATTRIBUTES
 
-    one_of("metric", name, NAMES)
+    name, _ = parse(text)
     for prompt in suite.prompts if name == "attributes" else ():
         lacking = [attribute for attribute in ATTRIBUTES if attribute not in prompt.meta]
         if lacking:
@@ -39,39 +72,101 @@ def check(name: str, suite: Suite) -> None:
             )
 
 
-def make(name: str, suite: Suite, *, clip: Path = CLIP) -> Scorer:
-    """The scorer of that name.
-
-    "attributes", for Menagerie prompts: `success`, 1 where the judge sees every attribute of the prompt, else 0, and
-    `attributes`, the share that it sees. "clip_t": the cosine of picture and prompt by the CLIP model in `clip`.
+def make(text: str, suite: Suite) -> Scorer:
+    """The scorer that `text` names, loaded; `KINDS` says what each gives.
 
     Raises:
-        ValueError: as `check`.
-        FileNotFoundError: the judge's or the CLIP model's files are not there.
+        ValueError: as `check`, or the checkpoint is not what the metric needs.
+        FileNotFoundError: files of the bundled judge or CLIP model are not there.
     """
-    check(name, suite)
-    return _attributes() if name == "attributes" else _clip_t(clip)
+    check(text, suite)
+    name, value = parse(text)
+    return KINDS[name].make(value)
 
 
-def _attributes() -> Scorer:
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _attributes(_: str) -> Scorer:
     from ..menagerie.judge import Judge
     from ..menagerie.world import ATTRIBUTES, Thing
 
     judge = Judge.load()
 
-    def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float]]:
+    def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float | str]]:
         right = judge.right(images, [Thing(*(p.meta[a] for a in ATTRIBUTES)) for p in prompts])
         return [{"success": float(row.all()), "attributes": float(np.mean(row))} for row in right]
 
     return score
 
 
-def _clip_t(clip: Path) -> Scorer:
-    from ..metrics.clip_t import ClipT
+def _by_text(name: str) -> Callable[[str], Scorer]:
+    """A metric that is made of a checkpoint's path, and called with pictures and texts."""
 
-    scorer = ClipT(clip)
+    def build(path: str) -> Scorer:
+        folder = Path(path or CLIP).expanduser()
+        backend = "open_clip" if (folder / "open_clip_config.json").is_file() else "transformers"
+        scorer = metrics.get(name).load()(folder, backend, device=_device())
 
-    def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float]]:
-        return [{"clip_t": value} for value in scorer(images, [p.text for p in prompts])]
+        def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float | str]]:
+            return [{name: value} for value in scorer(images, [p.text for p in prompts])]
+
+        return score
+
+    return build
+
+
+def _vqa(path: str) -> Scorer:
+    from ..metrics.vqa import atoms
+
+    model = metrics.get("vqa").load().from_path(Path(path).expanduser(), device=_device())
+
+    def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float | str]]:
+        rows: list[dict[str, float | str]] = []
+        for image, prompt in zip(images, prompts, strict=True):
+            if not prompt.atoms:
+                rows.append({"vqa_score": model.vqa_score([image], [prompt.text])[0]})
+                continue
+            questions, answers = zip(*prompt.atoms, strict=True)
+            against = "yes/no" if {a.strip().lower() for a in answers} <= {"yes", "no"} else "vocabulary"
+            found = atoms(model([image] * len(questions), questions, answers, against=against))
+            rows.append({"vqa_mean": found.arithmetic, "vqa_geometric": found.geometric})
+        return rows
 
     return score
+
+
+def _address(value: str) -> tuple[str, str]:
+    url, sharp, model = value.rpartition("#")
+    if not sharp or not model or not url.startswith(("http://", "https://")):
+        raise ValueError(f"metric 'judge={value}': give {KINDS['judge'].takes}")
+    return url, model
+
+
+def _judge(value: str) -> Scorer:
+    url, model = _address(value)
+    judge = metrics.get("judge").load()(url, model, key=os.environ.get(KEY))
+
+    def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float | str]]:
+        rows: list[dict[str, float | str]] = []
+        for verdict in judge(images, [p.text for p in prompts]):
+            row: dict[str, float | str] = {"judge_said": verdict.raw or f"no answer: {verdict.error}"}
+            rows.append(row if verdict.score is None else {"judge": verdict.score, **row})
+        return rows
+
+    return score
+
+
+_PATH = "PATH"
+KINDS = {
+    "attributes": Kind(None, "success, attributes: for Menagerie, whether all is there, and the share", _attributes),
+    "clip_t": Kind(_PATH, "clip_t: cosine of picture and prompt; the bundled CLIP without a path", _by_text("clip_t")),
+    "preference": Kind(_PATH, "preference: PickScore or another CLIP of its kind", _by_text("preference")),
+    "vqa": Kind(_PATH, "vqa_mean, vqa_geometric: P(right) over a prompt's questions; vqa_score without any", _vqa),
+    "judge": Kind("URL#MODEL", f"judge: 1 to 5 by a chat endpoint, its key in {KEY}; answers are kept", _judge),
+}
+DEFAULT = ("attributes", "clip_t")
+"""For the suites of Menagerie."""

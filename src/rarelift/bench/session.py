@@ -40,7 +40,7 @@ def planned(
         guidances: values of guidance_scale; none leaves it to the model.
         seeds: pictures of each prompt, with seeds counting from 0.
         batch_size: 16 for the bundled model and 1 for others, whose pictures fill the memory, when not given.
-        metrics: names of scorers; when not given, "attributes" and "clip_t" for Menagerie suites, else none.
+        metrics: as `scorers.parse` reads them; when not given, `scorers.DEFAULT` for Menagerie suites, else none.
         call: arguments of the pipeline.
 
     Raises:
@@ -61,7 +61,7 @@ def planned(
         model,
         batch_size or (16 if model == pipelines.BUNDLED else 1),
         tuple(sorted(call.items())),
-        tuple(metrics) or (scorers.NAMES if drawn else ()),
+        tuple(metrics) or (scorers.DEFAULT if drawn else ()),
     )
     for metric in plan.metrics:
         scorers.check(metric, plan.suite)
