@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 import rarelift
 from rarelift import pictures, pipelines
-from rarelift.bench import runs, summary
+from rarelift.bench import runs, session, summary
 from rarelift.bench.drawing import Worker
 from rarelift.bench.runs import SCORES, UNTOUCHED, Method, Plan, Run, Unit, read_scores
+from rarelift.menagerie import PIPELINE
 from rarelift.prompts import Prompt, Suite
 from rarelift.settings import Spread
 from tiny_pipelines import LENGTH, sd3
@@ -193,15 +194,24 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(tmp_path: Path, 
 # ---------------------------------------------------------------- what goes wrong
 
 
+def test_a_model_that_does_not_load_leaves_nothing(tmp_path: Path) -> None:
+    for model_folder, said in ((tmp_path / "none", "no model folder"), (shutil.copytree(PIPELINE, tmp_path / "m"), "")):
+        if not said:
+            (tmp_path / "m" / "scheduler" / "scheduler_config.json").unlink()
+            said = "scheduler_config.json"
+        with pytest.raises(pipelines.ModelError, match=said):
+            session.bench(plan(model=str(model_folder), metrics=()), tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] in ([], [".lock"])
+
+
 def test_two_benches_in_one_folder(tmp_path: Path) -> None:
     first, second = (Run(tmp_path / "run", plan()) for _ in range(2))
     with first.open(), pytest.raises(RuntimeError, match="another bench runs in"), second.open():
         pass
 
 
-def test_another_plan_or_another_folder(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", plan()).open():
-        pass
+def test_another_plan_or_another_folder(tmp_path: Path, tiny: pipelines.Model) -> None:
+    finish(tmp_path / "run", tiny, limit=1)
     for changed, said in (
         ({"seeds": (0,)}, "seeds = \\[0, 1\\]"),
         ({"suite": suite(5)}, "suite = "),

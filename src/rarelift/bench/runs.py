@@ -1,6 +1,6 @@
 """A run: methods x guidances x prompts x seeds in one folder, which can be stopped at any moment and goes on.
 
-    manifest.json    what is drawn, and with what: written once
+    manifest.json    what is drawn, and with what: written once, before the first picture
     images/          METHOD/gGUIDANCE/PROMPT-sSEED.png, each with its settings inside
     scores.jsonl     one line per picture, appended when its whole batch is on disk
 
@@ -198,13 +198,9 @@ class Run:
             lock.release()
 
     def _begin(self) -> None:
-        path = self.folder / MANIFEST
-        plan = json.loads(json.dumps(self.plan.to_dict()))
-        if not path.is_file():
-            made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            write(path, json.dumps({"form": FORM, "plan": plan, "made": {"at": made, **made_with()}}, indent=2) + "\n")
-            return
-        held = read_manifest(self.folder)["plan"]
+        if not (self.folder / MANIFEST).is_file():
+            return  # made with the first pictures: where the model does not load, nothing is left behind
+        plan, held = self._plan(), read_manifest(self.folder)["plan"]
         for key in plan:
             if held.get(key) != plan[key]:
                 raise ValueError(
@@ -214,6 +210,10 @@ class Run:
         for left in [*self.folder.glob(".*.part"), *(self.folder / IMAGES).rglob(".*.png")]:
             left.unlink()  # files that a killed process was writing
         self.done = dict(read_scores(self.folder, mend=True))
+
+    def _plan(self) -> Any:
+        """As a manifest gives it back."""
+        return json.loads(json.dumps(self.plan.to_dict()))
 
     def missing(self, limit: int | None = None) -> Iterator[list[Unit]]:
         """The batches that hold a picture that is not there; each is of one method and guidance.
@@ -246,6 +246,10 @@ class Run:
 
     def keep(self, units: Sequence[Unit], made: Sequence[Made]) -> int:
         """Write a batch, of it what was not there; returns how many that were."""
+        if not (self.folder / MANIFEST).is_file():
+            made_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            manifest = {"form": FORM, "plan": self._plan(), "made": {"at": made_at, **made_with()}}
+            write(self.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         texts = {prompt.id: prompt.text for prompt in self.plan.suite.prompts}
         settings = {method.name: method.settings and method.settings.to_dict() for method in self.plan.methods}
         fresh = {unit: one for unit, one in zip(units, made, strict=True) if unit not in self.done}
