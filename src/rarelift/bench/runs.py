@@ -1,6 +1,6 @@
 """A run: methods x guidances x prompts x seeds in one folder, which can be stopped at any moment and goes on.
 
-    manifest.json    what is drawn, and with what: written once
+    manifest.json    what is drawn, of which prompts, and with what: written once
     images/          METHOD/gGUIDANCE/PROMPT-sSEED.png, each with its settings inside
     scores.jsonl     one line per picture, appended when its whole batch is on disk
 
@@ -145,6 +145,10 @@ class Plan:
             "metrics": list(self.metrics),
         }
 
+    def asked(self) -> list[dict[str, Any]]:
+        """What a report says of each prompt, so that it needs the folder alone; the plan's digest holds the rest."""
+        return [{"id": p.id, "text": p.text, "kind": p.kind, "rare": p.rare} for p in self.suite.prompts]
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -206,7 +210,8 @@ class Run:
         plan = json.loads(json.dumps(self.plan.to_dict()))
         if not path.is_file():
             made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            write(path, json.dumps({"form": FORM, "plan": plan, "made": {"at": made, **made_with()}}, indent=2) + "\n")
+            manifest = {"form": FORM, "plan": plan, "made": {"at": made, **made_with()}, "prompts": self.plan.asked()}
+            write(path, json.dumps(manifest, indent=2) + "\n")
             return
         held = read_manifest(self.folder)["plan"]
         for key in plan:
