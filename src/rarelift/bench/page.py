@@ -220,7 +220,7 @@ def _command(record: Record) -> tuple[str, str]:
 
 
 def _section(run: _Named, index: int, methods: list[str]) -> str:
-    parts = [f"<h2>{_e(run.name)}, {_e(run.record.plan['model'])}</h2>", _facts(run)]
+    parts = [f"<h2>{_e(run.name)}, drawn by {_e(run.record.plan['model'])}</h2>", _facts(run)]
     if run.rows:
         parts += [_plots(run, index, methods), "<h3>Numbers</h3>", *_tables(run.rows, "these tables")]
     else:
@@ -377,7 +377,7 @@ def _plots(run: _Named, index: int, methods: list[str]) -> str:
                 )
                 for line in lines
             )
-            svg = plots.by_guidance(lines, what, f"r{index}m{i}{'d' * paired}", zero=paired)
+            svg = plots.by_guidance(lines, f"r{index}m{i}{'d' * paired}", zero=paired)
             figures.append(_figure(svg, what, f"{what} by guidance_scale, with 95% intervals. {said}."))
     names = [name for name in methods if name in run.record.methods]
     return (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -59,6 +61,18 @@ def require() -> None:
         raise ImportError("plots need matplotlib: pip install 'rarelift[bench]'") from error
 
 
+@contextmanager
+def _style() -> Iterator[None]:
+    """Around all of the drawing: matplotlib reads some settings only when a tick is first seen."""
+    require()
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # a letter that the font lacks is measured as a box; the browser has it, for text stays text
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 @dataclass(frozen=True)
 class Line:
     """What one method says at one guidance after the other; `series` is its place among the methods of the page."""
@@ -80,7 +94,8 @@ class Curve:
     common: tuple[Estimate, ...]
 
 
-def by_guidance(lines: Sequence[Line], ylabel: str, prefix: str, *, zero: bool = False) -> str:
+@_style()
+def by_guidance(lines: Sequence[Line], prefix: str, *, zero: bool = False) -> str:
     """Values with intervals against guidance, or one under the other where there is a single guidance.
 
     Args:
@@ -90,13 +105,13 @@ def by_guidance(lines: Sequence[Line], ylabel: str, prefix: str, *, zero: bool =
     places = list(dict.fromkeys(guidance for line in lines for guidance in line.guidances))
     figure, axes = _figure((4.6, 3.1) if len(places) > 1 else (4.6, 0.9 + 0.45 * len(lines)))
     if len(places) > 1:
-        _along(axes, lines, places, ylabel, zero)
+        _along(axes, lines, places, zero)
     else:
-        _stacked(axes, lines, ylabel, zero)
+        _stacked(axes, lines, zero)
     return _svg(figure, prefix)
 
 
-def _along(axes: Axes, lines: Sequence[Line], places: list[float | None], ylabel: str, zero: bool) -> None:
+def _along(axes: Axes, lines: Sequence[Line], places: list[float | None], zero: bool) -> None:
     numeric = sorted(place for place in places if place is not None)
     at: dict[float | None, float] = {place: place for place in numeric}
     if len(numeric) < len(places):  # "default" has no place on a scale
@@ -112,12 +127,11 @@ def _along(axes: Axes, lines: Sequence[Line], places: list[float | None], ylabel
         axes.vlines(x, [v.low for v in line.values], [v.high for v in line.values], color=colour, linewidth=1.4)
         axes.plot(x, [v.value for v in line.values], color=colour, **_mark(line.series))
     axes.set_xlabel("guidance_scale")
-    axes.set_ylabel(ylabel)
     axes.set_xticks(sorted_at, [_said(next(p for p in places if at[p] == x)) for x in sorted_at])
     axes.grid(axis="x", visible=False)
 
 
-def _stacked(axes: Axes, lines: Sequence[Line], ylabel: str, zero: bool) -> None:
+def _stacked(axes: Axes, lines: Sequence[Line], zero: bool) -> None:
     if zero:
         axes.axvline(0, color=_MUTED, linewidth=1)
     for i, line in enumerate(lines):
@@ -127,13 +141,13 @@ def _stacked(axes: Axes, lines: Sequence[Line], ylabel: str, zero: bool) -> None
     names = [textwrap.fill(line.method.replace(",", ", "), 22) for line in lines]
     axes.set_yticks(range(len(lines)), names)
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.set_xlabel(ylabel)
     axes.grid(axis="y", visible=False)
 
 
+@_style()
 def rare_against_common(curves: Sequence[Curve], metric: str, prefix: str) -> str:
     """Rare success against common success: a line per method, a point with both intervals per guidance."""
-    figure, axes = _figure((6.4, 4.6))
+    figure, axes = _figure((5.2, 4.0))
     for curve in curves:
         colour = _colour(curve.series)
         x, y = [v.value for v in curve.common], [v.value for v in curve.rare]
@@ -197,24 +211,18 @@ def _said(guidance: float | None) -> str:
 
 
 def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    require()
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
-        figure = Figure(size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.tick_params(length=0)
-        return figure, axes
+    figure = Figure(size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.tick_params(length=0)
+    return figure, axes
 
 
 def _svg(figure: Figure, prefix: str) -> str:
-    from matplotlib import rc_context
-
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context(_STYLE):
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style .*?</style>", "", text, flags=re.DOTALL)
