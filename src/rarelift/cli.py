@@ -196,23 +196,45 @@ def bench(
         print(markdown(rows(run)), end="")
 
 
-@app.command(epilog="**Example**\n\n`rarelift report runs/first --csv numbers.csv`")
-def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    csv: Annotated[Path | None, typer.Option(help="Also write the numbers, unrounded, to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
-) -> None:
-    """Print what RUN says: every method at every guidance, with its paired difference to untouched."""
-    from .bench import summary
-    from .bench.runs import write
+@app.command(
+    epilog="""**Examples**
 
-    found = summary.rows(run)
-    text = summary.markdown(found)
+`rarelift report runs/first --html first.html`
+
+`rarelift report runs/rare runs/common --html both.html --csv numbers.csv` also rare success against common success
+
+`rarelift report runs/first --html losses.html --worst`"""
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+    html: Annotated[Path | None, typer.Option(help="Write a page with tables, plots and pictures.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the numbers, unrounded, to this file.")] = None,
+    worst: Annotated[bool, typer.Option("--worst", help="The page shows the worst losses first.")] = False,
+) -> None:
+    """Print what each RUN says: every method at every guidance, with its paired difference to untouched."""
+    from .bench import page, summary
+    from .bench.runs import write
+    from .pictures import check_writable
+
+    if worst and html is None:
+        raise ValueError("--worst is about the pictures of the page; give --html FILE too")
+    for out in filter(None, (html, markdown, csv)):
+        check_writable(out)
+    tables = [(str(run), summary.table(summary.read(run))) for run in runs]
+    if html is None and not any(rows for _, rows in tables):
+        raise ValueError(summary.nothing(runs[0]))
+    titled = (f"{f'## {run}{2 * chr(10)}' * (len(runs) > 1)}{summary.markdown(rows)}" for run, rows in tables if rows)
+    text = "\n".join(titled)
     print(text, end="")
-    for path, content in ((csv, summary.as_csv(found)), (markdown, text)):
+    for path, content in ((csv, summary.as_csv(tables)), (markdown, text)):
         if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write(path, content)
             print(path)
+    if html is not None:
+        page.build(runs, html, worst=worst)
+        print(html)
 
 
 @app.command(epilog="**Examples**\n\n`rarelift inspect`\n\n`rarelift inspect ./my-sd3`")

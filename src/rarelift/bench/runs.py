@@ -1,6 +1,6 @@
 """A run: methods x guidances x prompts x seeds in one folder, which can be stopped at any moment and goes on.
 
-    manifest.json    what is drawn, and with what: written once, before the first picture
+    manifest.json    what is drawn, of which prompts, and with what: written once, before the first picture
     images/          METHOD/gGUIDANCE/PROMPT-sSEED.png, each with its settings inside
     scores.jsonl     one line per picture, appended when its whole batch is on disk
 
@@ -141,6 +141,10 @@ class Plan:
             "metrics": list(self.metrics),
         }
 
+    def asked(self) -> list[dict[str, Any]]:
+        """What a report says of each prompt, so that it needs the folder alone; the plan's digest holds the rest."""
+        return [{"id": p.id, "text": p.text, "kind": p.kind, "rare": p.rare} for p in self.suite.prompts]
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -192,14 +196,14 @@ class Run:
         except Timeout:
             raise RuntimeError(f"another bench runs in {self.folder}; wait for it, or give another folder") from None
         try:
-            self._begin()
+            self._resume()
             yield self
         finally:
             lock.release()
 
-    def _begin(self) -> None:
+    def _resume(self) -> None:
         if not (self.folder / MANIFEST).is_file():
-            return  # made with the first pictures: where the model does not load, nothing is left behind
+            return
         plan, held = self._plan(), read_manifest(self.folder)["plan"]
         for key in plan:
             if held.get(key) != plan[key]:
@@ -210,6 +214,14 @@ class Run:
         for left in [*self.folder.glob(".*.part"), *(self.folder / IMAGES).rglob(".*.png")]:
             left.unlink()  # files that a killed process was writing
         self.done = dict(read_scores(self.folder, mend=True))
+
+    def begin(self) -> None:
+        """Write the manifest where there is none. `keep` does: a model that does not load leaves nothing behind."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            about = {"at": datetime.now(timezone.utc).isoformat(timespec="seconds"), **made_with()}
+            manifest = {"form": FORM, "plan": self._plan(), "made": about, "prompts": self.plan.asked()}
+            write(path, json.dumps(manifest, indent=2) + "\n")
 
     def _plan(self) -> Any:
         """As a manifest gives it back."""
@@ -246,10 +258,7 @@ class Run:
 
     def keep(self, units: Sequence[Unit], made: Sequence[Made]) -> int:
         """Write a batch, of it what was not there; returns how many that were."""
-        if not (self.folder / MANIFEST).is_file():
-            made_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            manifest = {"form": FORM, "plan": self._plan(), "made": {"at": made_at, **made_with()}}
-            write(self.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        self.begin()
         texts = {prompt.id: prompt.text for prompt in self.plan.suite.prompts}
         settings = {method.name: method.settings and method.settings.to_dict() for method in self.plan.methods}
         fresh = {unit: one for unit, one in zip(units, made, strict=True) if unit not in self.done}
