@@ -31,6 +31,11 @@ _STANDS_FOR = {
     _LINE: "var(--line)",
     **{f"#0202{i:02x}": f"var(--s{i})" for i in range(SERIES)},
 }
+# the page's colours by day, for plots outside of it
+_SERIES_BY_DAY = ("#55565c", "#0072b2", "#b85a00", "#00785a", "#a8477f", "#7a6a00")
+_LIGHT = {"ink": "#1d1d1f", "muted": "#5f6067", "line": "#dcdcdf"} | {
+    f"s{i}": colour for i, colour in enumerate(_SERIES_BY_DAY)
+}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rarelift",  # ids by content: the same numbers make the same file
@@ -95,17 +100,24 @@ class Curve:
 
 
 @_style()
-def by_guidance(lines: Sequence[Line], prefix: str, *, zero: bool = False) -> str:
+def by_guidance(
+    lines: Sequence[Line], prefix: str, *, zero: bool = False, axis: str = "guidance_scale", legend: bool = False
+) -> str:
     """Values with intervals against guidance, or one under the other where there is a single guidance.
 
     Args:
         prefix: of the ids in the SVG, different for every plot of a page.
         zero: mark zero, for differences.
+        axis: what the numbers along it are, where they are no guidances.
+        legend: name the lines in the plot; the page has a legend of its own.
     """
     places = list(dict.fromkeys(guidance for line in lines for guidance in line.guidances))
     figure, axes = _figure((4.6, 3.1) if len(places) > 1 else (4.6, 0.9 + 0.45 * len(lines)))
     if len(places) > 1:
         _along(axes, lines, places, zero)
+        axes.set_xlabel(axis)
+        if legend:
+            _legend(axes, {line.method: line.series for line in lines})
     else:
         _stacked(axes, lines, zero)
     return _svg(figure, prefix)
@@ -126,7 +138,6 @@ def _along(axes: Axes, lines: Sequence[Line], places: list[float | None], zero: 
         colour = _colour(line.series)
         axes.vlines(x, [v.low for v in line.values], [v.high for v in line.values], color=colour, linewidth=1.4)
         axes.plot(x, [v.value for v in line.values], color=colour, **_mark(line.series))
-    axes.set_xlabel("guidance_scale")
     axes.set_xticks(sorted_at, [_said(next(p for p in places if at[p] == x)) for x in sorted_at])
     axes.grid(axis="x", visible=False)
 
@@ -145,7 +156,7 @@ def _stacked(axes: Axes, lines: Sequence[Line], zero: bool) -> None:
 
 
 @_style()
-def rare_against_common(curves: Sequence[Curve], metric: str, prefix: str) -> str:
+def rare_against_common(curves: Sequence[Curve], metric: str, prefix: str, *, legend: bool = False) -> str:
     """Rare success against common success: a line per method, a point with both intervals per guidance."""
     figure, axes = _figure((5.2, 4.0))
     for curve in curves:
@@ -170,6 +181,8 @@ def rare_against_common(curves: Sequence[Curve], metric: str, prefix: str) -> st
     axes.set_xlabel(f"{metric}, common prompts")
     axes.set_ylabel(f"{metric}, rare prompts")
     axes.margins(0.08)
+    if legend:
+        _legend(axes, {curve.method: curve.series for curve in curves})
     return _svg(figure, prefix)
 
 
@@ -208,6 +221,23 @@ def _mark(series: int) -> dict[str, Any]:
 
 def _said(guidance: float | None) -> str:
     return "default" if guidance is None else f"{guidance:g}"
+
+
+def _legend(axes: Axes, names: dict[str, int]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=_colour(series), label=name, **_mark(series)) for name, series in names.items()]
+    axes.legend(handles=handles, frameon=False, fontsize=9, handlelength=3)
+
+
+def standalone(svg: str) -> str:
+    """A plot of a page as a file of its own: dark on white, in the reader's sans-serif."""
+    for name, colour in _LIGHT.items():
+        svg = svg.replace(f"var(--{name})", colour)
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif" '
+    )
+    return svg.replace("<svg ", f'{head}style="background:#ffffff" ', 1) + "\n"
 
 
 def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
