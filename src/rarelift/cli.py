@@ -203,20 +203,40 @@ def bench(
 
 `rarelift report runs/rare runs/common --html both.html --csv numbers.csv` also rare success against common success
 
-`rarelift report runs/first --html losses.html --worst`"""
+`rarelift report runs/first --html losses.html --worst`
+
+`rarelift report paper runs/rare runs/common --markdown paper.md` the paper's three tables, and figures beside them"""
 )
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[paper] RUN...", help="Folders of runs; `paper` first for its tables.", show_default=False
+        ),
+    ],
     html: Annotated[Path | None, typer.Option(help="Write a page with tables, plots and pictures.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the numbers, unrounded, to this file.")] = None,
     worst: Annotated[bool, typer.Option("--worst", help="The page shows the worst losses first.")] = False,
+    real: Annotated[
+        Path | None, typer.Option(help="For `paper`: folder of real pictures of the common prompts, for FID or KID.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="For `paper`: clip=FOLDER or inception=FILE. Default: the bundled CLIP.")
+    ] = None,
 ) -> None:
     """Print what each RUN says: every method at every guidance, with its paired difference to untouched."""
     from .bench import page, summary
     from .bench.runs import write
     from .pictures import check_writable
 
+    if str(runs[0]) == "paper":
+        if html or csv or worst:
+            raise ValueError("`report paper` writes Markdown and figures; leave out --html, --csv and --worst")
+        _report_paper(runs[1:], markdown, real, features)
+        return
+    if real or features:
+        raise ValueError("--real and --features are for `rarelift report paper RUN...`")
     if worst and html is None:
         raise ValueError("--worst is about the pictures of the page; give --html FILE too")
     for out in filter(None, (html, markdown, csv)):
@@ -235,6 +255,27 @@ def report(
     if html is not None:
         page.build(runs, html, worst=worst)
         print(html)
+
+
+def _report_paper(runs: list[Path], markdown: Path | None, real: Path | None, features: str | None) -> None:
+    from .bench import paper
+    from .bench.runs import write
+    from .pictures import check_writable
+
+    if markdown is not None:
+        check_writable(markdown)
+    measured = paper.read(runs)
+    text = paper.report(measured, paper.reference(measured, real, features))
+    print(text, end="")
+    if markdown is not None:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        for name, svg in paper.figures(measured).items():
+            figure = markdown.with_name(f"{markdown.stem}-{name}.svg")
+            write(figure, svg)
+            text += f"\n![{name}]({figure.name})\n"
+            print(figure)
+        write(markdown, text)
+        print(markdown)
 
 
 @app.command(epilog="**Examples**\n\n`rarelift inspect`\n\n`rarelift inspect ./my-sd3`")

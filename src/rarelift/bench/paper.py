@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..menagerie import CLIP
 from ..settings import Spread
-from . import stats, summary
+from . import sets, stats, summary
 from .runs import UNTOUCHED
 
 if TYPE_CHECKING:
@@ -83,13 +84,14 @@ def read(folders: Sequence[Path]) -> Measured:
     """Take runs apart.
 
     Raises:
-        ValueError: no folder, one that holds no run, runs that differ in more than their prompts, or no prompt that
-            is said to be rare.
+        ValueError: no folder, one that holds no run, runs that differ in more than prompts and guidances, or no prompt
+            that is said to be rare.
     """
     if not folders:
         raise ValueError("give the folders of runs, such as one of menagerie-rare and one of menagerie-common")
     records = tuple(summary.read(folder) for folder in folders)
-    plans = [{key: value for key, value in record.plan.items() if key != "suite"} for record in records]
+    free = ("suite", "guidances")
+    plans = [{key: value for key, value in record.plan.items() if key not in free} for record in records]
     for folder, plan in zip(folders, plans, strict=True):
         for key in plan:
             if plan[key] != plans[0][key]:
@@ -108,7 +110,8 @@ def read(folders: Sequence[Path]) -> Measured:
         settings = method["settings"]
         if settings and replace(Spread.from_dict(settings), alpha=1.0) == Spread(alpha=1.0):
             lifts.setdefault(settings["alpha"], method["name"])
-    return Measured(records, Side(sides[True]), Side(sides[False]), lifts, tuple(plans[0]["guidances"]))
+    guidances = dict.fromkeys(guidance for record in records for guidance in record.plan["guidances"])
+    return Measured(records, Side(sides[True]), Side(sides[False]), lifts, tuple(guidances))
 
 
 # ---------------------------------------------------------------- numbers
@@ -157,11 +160,49 @@ def extra_seconds(side: Side, method: str, guidance: float | None) -> Estimate |
     return stats.mean(ratios, clusters) if len(set(clusters)) > 1 else None
 
 
-def distances(measured: Measured, real: Sequence[Any], see: Extractor, guidance: float | None) -> dict[float, Distance]:
-    """From `real` pictures to those of common prompts, by alpha."""
-    from . import sets
+@dataclass(frozen=True)
+class Reference:
+    """Features of real pictures, [N, D], what makes such features, and in words what they are of."""
 
-    features = see(real)
+    features: np.ndarray
+    see: Extractor
+    said: str
+
+
+def reference(measured: Measured, real: Path | None = None, features: str | None = None) -> Reference | None:
+    """Real pictures of common prompts: in the folder `real`, or drawn by the Menagerie for its own suites, else None.
+
+    Raises:
+        ValueError: as `sets.extractor` and `sets.folder_of_pictures`.
+    """
+    see = sets.extractor(features or f"clip={CLIP}")
+    by = "the bundled CLIP" if features is None else features
+    if real is not None:
+        images = sets.folder_of_pictures(real)
+        return Reference(see(images), see, f"{len(images)} pictures in {real}, seen by {by}")
+    drawn = {record.plan["suite"]["digest"]: record for record in measured.records if _is_common(record)}
+    images = [image for record in drawn.values() for image in sets.renders(_things(record))]
+    if not images:
+        return None
+    return Reference(see(images), see, f"{len(images)} drawings of the world, {sets.RENDERS} a prompt, seen by {by}")
+
+
+def _is_common(record: Record) -> bool:
+    return bool(record.plan["suite"]["name"] == "menagerie-common")
+
+
+def _things(record: Record) -> list[Mapping[str, str]]:
+    """What the Menagerie prompts of a run show."""
+    from ..prompts import load
+
+    both = [load(record.plan["suite"]["name"], split=split) for split in ("report", "tune")]
+    known = {prompt.id: prompt.meta for suite in both for prompt in suite.prompts}
+    return [known[name] for name in record.prompts]
+
+
+def distances(measured: Measured, real: Reference, guidance: float | None) -> dict[float, Distance]:
+    """From the real pictures to those of common prompts, by alpha."""
+    see = real.see
     found: dict[float, Distance] = {}
     plain: dict[Key, np.ndarray] = {}
     for alpha, method in sorted(measured.lifts.items()):
@@ -172,7 +213,7 @@ def distances(measured: Measured, real: Sequence[Any], see: Extractor, guidance:
         plain = plain or (rows if method == UNTOUCHED else {})
         keys = [key for key in rows if key in plain] if method != UNTOUCHED and plain else list(rows)
         other = np.stack([plain[key] for key in keys]) if method != UNTOUCHED and plain else None
-        found[alpha] = sets.distance(features, np.stack([rows[key] for key in keys]), [k[0] for k in keys], other)
+        found[alpha] = sets.distance(real.features, np.stack([rows[key] for key in keys]), [k[0] for k in keys], other)
     return found
 
 
@@ -194,14 +235,12 @@ def _pictures(measured: Measured, method: str, guidance: float | None) -> dict[K
 # ---------------------------------------------------------------- tables
 
 
-def tables(
-    measured: Measured, guidance: float | None, *, real: Sequence[Any] = (), see: Extractor | None = None
-) -> list[Table]:
-    """The three tables at one guidance; without real pictures and an extractor the distance is left out."""
+def tables(measured: Measured, guidance: float | None, real: Reference | None = None) -> list[Table]:
+    """The three tables at one guidance; without real pictures the distance is left out."""
     return [
         _methods(measured, guidance),
         _tasks(measured, guidance),
-        _alphas(measured, guidance, distances(measured, real, see, guidance) if see and len(real) else {}),
+        _alphas(measured, guidance, distances(measured, real, guidance) if real else {}),
     ]
 
 
@@ -344,21 +383,21 @@ def markdown(found: Iterable[Table]) -> str:
     return "\n".join(parts)
 
 
-def report(measured: Measured, *, real: Sequence[Any] = (), see: Extractor | None = None) -> str:
+def report(measured: Measured, real: Reference | None = None) -> str:
     """All tables at every guidance of the runs, as Markdown."""
     plan = measured.records[0].plan
-    suites = ", ".join(
-        f"{record.plan['suite']['name']} ({record.plan['suite']['n']} prompts)" for record in measured.records
-    )
+    counts = {record.plan["suite"]["name"]: record.plan["suite"]["n"] for record in measured.records}
+    suites = ", ".join(f"{name} ({n} prompts)" for name, n in counts.items())
     head = (
         f"Model {plan['model']}; {suites}; {len(plan['seeds'])} seed{'s' * (len(plan['seeds']) > 1)} a prompt, the "
-        "same noise for every method. Intervals are of 95% and resample prompts.\n\n"
+        "same noise for every method. Intervals are of 95% and resample prompts."
+        f"{f' Real pictures: {real.said}.' if real else ''}\n\n"
         f'Columns that end in "published": {PUBLISHED}. Rows that are {NOT_BUILT} say so.\n'
     )
     parts = [head]
     for guidance in measured.guidances:
         parts.append(f"## guidance_scale {summary.guidance(guidance)}\n")
-        parts.append(markdown(tables(measured, guidance, real=real, see=see)))
+        parts.append(markdown(tables(measured, guidance, real)))
     return "\n".join(parts)
 
 

@@ -15,7 +15,7 @@ from ..settings import one_of
 from .stats import Estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from PIL import Image
 
@@ -165,7 +165,7 @@ def folder_of_pictures(folder: Path) -> list[Image.Image]:
     return found
 
 
-def renders(prompts: Sequence[dict[str, str]], seed: int = 0) -> list[Image.Image]:
+def renders(prompts: Sequence[Mapping[str, str]], seed: int = 0) -> list[Image.Image]:
     """`RENDERS` drawings of the Menagerie world for each prompt's attributes, as a model that learned it would draw."""
     from PIL import Image
 
