@@ -62,7 +62,7 @@ def test_inspect_names_blocks_and_stream() -> None:
     assert "torchao" not in done.stderr  # what libraries tell programmers
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"], ["bench"], ["report"]])
 def test_help_has_an_example(command: list[str]) -> None:
     done = rarelift(*command, "--help")
     assert done.returncode == 0
@@ -95,6 +95,18 @@ def test_help_has_an_example(command: list[str]) -> None:
         (["train", "--preset", "huge"], "unknown preset 'huge'"),
         (["train", "--device", "abacus"], "abacus"),
         (["demo", "--prompts", "999999"], "prompts"),
+        (["bench"], "give a folder for the run"),
+        (["bench", "run", "--suite", "menagerie-rear"], "mean 'menagerie-rare'"),
+        (["bench", "run", "--suite", "./none.txt"], "no such file"),
+        (["bench", "run", "--suite", "rare"], "the Menagerie has no word"),
+        (["bench", "run", "--method", "lifted"], "Did you mean 'lift'"),
+        (["bench", "run", "--metric", "vqa"], "needs a value: vqa=PATH"),
+        (["bench", "run", "--model", "./nowhere", "--steps", "1"], "no model folder './nowhere'"),
+        (["bench", "run", "--address", "auto"], "say how many"),
+        (["report", "nowhere"], "nowhere is no run"),
+        (["report", "paper"], "give the folders of runs"),
+        (["report", "paper", "nowhere", "--html", "x.html"], "leave out --html"),
+        (["report", "nowhere", "--features", "clip=x"], "are for `rarelift report paper RUN...`"),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -103,6 +115,34 @@ def test_bad_input_is_one_clear_line(
     monkeypatch.chdir(tmp_path)
     refused(*arguments, says=says)
     assert list(tmp_path.rglob("*.png")) == []
+
+
+def test_a_bench_and_its_reports(tmp_path: Path) -> None:
+    arguments = ("--prompts", 2, "--steps", 1, "--guidance", 1, "--limit", 1)
+    for suite in ("rare", "common"):
+        done = rarelift("bench", suite, "--suite", f"menagerie-{suite}", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"{suite}: 2 pictures made, 2 of 4 there" in done.stdout
+        assert "| 1 | untouched | success | 2 |" in done.stdout
+    rest = rarelift("bench", "rare", *arguments[:-2], cwd=tmp_path)
+    assert "rare: 2 pictures made, 4 of 4 there" in rest.stdout
+    out = ("--html", "a.html", "--csv", "b.csv", "--markdown", "c.md")
+    done = rarelift("report", "rare", "common", *out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "## rare" in done.stdout
+    assert (tmp_path / "c.md").read_text() in done.stdout
+    assert (tmp_path / "b.csv").read_text().count("\n") == 1 + 3 * 3
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    done = rarelift("report", "paper", "rare", "common", "--markdown", "paper.md", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "### Alpha" in (tmp_path / "paper.md").read_text()
+
+
+def test_a_bench_says_what_there_is() -> None:
+    done = rarelift("bench", "--list")
+    for name in ("menagerie-texture", "geneval2", "lift:NAME=VALUE", "judge=URL#MODEL"):
+        assert f"  {name}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 160
 
 
 def test_an_unwritable_output_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def bench(
         str, typer.Option(help="A suite by name (--list), or a file or folder of prompts.")
     ] = "menagerie-rare",
     format: Annotated[str | None, typer.Option(help="Of the file or folder, where it cannot be told.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of a Menagerie suite: report, or tune to choose a setting.", show_default="report"),
+    ] = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the suite.")] = None,
     method: Annotated[
         list[str] | None,
@@ -162,18 +166,16 @@ def bench(
         int | None, typer.Option(min=1, help="Draw in so many processes, by Ray; they share cores and GPUs.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster for the workers; else this machine.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the suites.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List suites, formats of files, methods and metrics.")] = False,
 ) -> None:
     """Measure methods on the prompts of a suite, with the same noise for all, into the folder RUN."""
-    from .prompts import SUITES, load
-
     if list_:
-        for name in SUITES:
-            found = load(name)
-            print(f"{name:18} version {found.version}  {len(found.prompts):5} prompts  {found.licence}")
+        from .bench.session import listed
+
+        print(listed())
         return
     if run is None:
-        raise ValueError("give a folder for the run, such as runs/first; --list shows the suites")
+        raise ValueError("give a folder for the run, such as runs/first; --list shows what there is")
     from .bench.session import bench as measure
     from .bench.session import planned
     from .bench.summary import markdown, rows
@@ -181,6 +183,7 @@ def bench(
     plan = planned(
         suite,
         suite_format=format,
+        split=split,
         first=prompts,
         methods=method or ("untouched", "lift"),
         guidances=guidance or (),

@@ -207,7 +207,7 @@ def distances(measured: Measured, real: Reference, guidance: float | None) -> di
     plain: dict[Key, np.ndarray] = {}
     for alpha, method in sorted(measured.lifts.items()):
         drawn = _pictures(measured, method, guidance)
-        if len({prompt for prompt, _ in drawn}) < 2:
+        if len({prompt for prompt, _ in drawn}) < 3:  # too few to leave one out
             continue
         rows = dict(zip(drawn, see(list(drawn.values())), strict=True))
         plain = plain or (rows if method == UNTOUCHED else {})

@@ -9,7 +9,7 @@ from .. import pipelines, prompts
 from ..menagerie.world import check_prompt
 from . import scale, scorers, stats
 from .drawing import Worker
-from .runs import Method, Plan, Run
+from .runs import UNTOUCHED, Method, Plan, Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +66,25 @@ def planned(
     for metric in plan.metrics:
         scorers.check(metric, plan.suite)
     return plan
+
+
+def listed() -> str:
+    """What a bench can be asked for, as text."""
+    suites = [
+        (name, f"version {s.version}, {len(s.prompts)} prompts, {s.licence}")
+        for name in prompts.SUITES
+        for s in [prompts.load(name)]
+    ]
+    formats = [(name, form.looks) for name, form in prompts.FORMATS.items()]
+    methods = [(UNTOUCHED, "the pipeline as it is"), ("lift:NAME=VALUE,...", "any settings of rarelift.apply")]
+    metrics = [(f"{name}{f'={kind.takes}' if kind.takes else ''}", kind.gives) for name, kind in scorers.KINDS.items()]
+    parts = (
+        ("suites", suites),
+        ("prompts of your own (--suite PATH, --format)", formats),
+        ("methods", methods),
+        ("metrics", metrics),
+    )
+    return "\n\n".join("\n".join([title, *(f"  {n:22} {about}" for n, about in rows)]) for title, rows in parts)
 
 
 def worker(plan: Plan) -> Worker:
