@@ -62,7 +62,7 @@ def test_inspect_names_blocks_and_stream() -> None:
     assert "torchao" not in done.stderr  # what libraries tell programmers
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"], ["bench"], ["report"]])
 def test_help_has_an_example(command: list[str]) -> None:
     done = rarelift(*command, "--help")
     assert done.returncode == 0
@@ -95,6 +95,10 @@ def test_help_has_an_example(command: list[str]) -> None:
         (["train", "--preset", "huge"], "unknown preset 'huge'"),
         (["train", "--device", "abacus"], "abacus"),
         (["demo", "--prompts", "999999"], "prompts"),
+        (["report", ".", "--html", "page.html"], "is no run: it has no manifest.json"),
+        (["report", ".", "--html", "/proc/page.html"], "cannot write /proc/page.html"),
+        (["report", ".", "--worst"], "give --html FILE too"),
+        (["report"], "Missing argument"),
     ],
 )
 def test_bad_input_is_one_clear_line(

@@ -248,8 +248,8 @@ def notes(found: Sequence[Row], of: str = "this table") -> list[str]:
 def markdown(found: Sequence[Row]) -> str:
     """The table, and under it what its columns mean."""
     lines = [HEADINGS, ("---",) * len(HEADINGS), *map(cells, found)]
-    shown = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-    return f"{shown}\n{''.join(f'- {note}{chr(10)}' for note in notes(found))}"
+    shown = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([*shown, "", *(f"- {note}" for note in notes(found)), ""])
 
 
 def as_csv(tables: Iterable[tuple[str, Sequence[Row]]]) -> str:
