@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 LIFT = "lift:alpha=3"
-EVIL = "</script><img src=x onerror=\"document.title='pwned'\"><!-- ${title} & 'quoted'"
+EVIL = "</script ></script><img src=x onerror=\"document.title='pwned'\"><!-- ${title} & 'quoted'"
 
 
 def suite(n: int = 8, *, name: str = "some", rare: bool | None = True, kinds: int = 1, text: str = "") -> Suite:

@@ -214,7 +214,8 @@ def report(
         raise ValueError("--worst is about the pictures of the page; give --html FILE too")
     for out in filter(None, (html, markdown, csv)):
         check_writable(out)
-    tables = [(str(run), summary.table(summary.read(run))) for run in runs]
+    records = [summary.read(run) for run in runs]
+    tables = [(str(record.folder), record.rows) for record in records]
     if html is None and not any(rows for _, rows in tables):
         raise ValueError(summary.nothing(runs[0]))
     titles = [f"## {run}\n\n" if len(runs) > 1 else "" for run in runs]
@@ -227,7 +228,7 @@ def report(
             write(path, content)
             print(path)
     if html is not None:
-        page.build(runs, html, worst=worst)
+        page.build(records, html, worst=worst)
         print(html)
 
 

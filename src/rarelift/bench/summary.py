@@ -51,6 +51,11 @@ class Record:
         seen = (prompt for group in self.groups.values() for prompt, _ in group)
         return listed or {name: {"id": name, "text": name, "kind": "", "rare": None} for name in dict.fromkeys(seen)}
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Of all prompts; none where no metric has numbers of two prompts."""
+        return table(self)
+
     @property
     def made(self) -> int:
         """Pictures, the ones that came out as NaN among them."""
@@ -119,7 +124,7 @@ def rows(folder: Path) -> list[Row]:
     Raises:
         ValueError: the folder holds no run, or no scored picture.
     """
-    found = table(read(folder))
+    found = read(folder).rows
     if not found:
         raise ValueError(nothing(folder))
     return found
