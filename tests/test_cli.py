@@ -107,6 +107,10 @@ def test_help_has_an_example(command: list[str]) -> None:
         (["report", "paper"], "give the folders of runs"),
         (["report", "paper", "nowhere", "--html", "x.html"], "leave out --html"),
         (["report", "nowhere", "--features", "clip=x"], "are for `rarelift report paper RUN...`"),
+        (["report", ".", "--html", "page.html"], "is no run: it has no manifest.json"),
+        (["report", ".", "--html", "/proc/page.html"], "cannot write /proc/page.html"),
+        (["report", ".", "--worst"], "give --html FILE too"),
+        (["report"], "Missing argument"),
     ],
 )
 def test_bad_input_is_one_clear_line(

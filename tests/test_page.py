@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 LIFT = "lift:alpha=3"
-EVIL = "</script><img src=x onerror=\"document.title='pwned'\"><!-- ${title} & 'quoted'"
+EVIL = "</script ></script><img src=x onerror=\"document.title='pwned'\"><!-- ${title} & 'quoted'"
 
 
 def suite(n: int = 8, *, name: str = "some", rare: bool | None = True, kinds: int = 1, text: str = "") -> Suite:
@@ -348,6 +348,41 @@ def test_an_older_manifest_without_prompts_shows_their_ids(tmp_path: Path) -> No
     del manifest["prompts"]
     (folder / runs.MANIFEST).write_text(json.dumps(manifest))
     assert data(built(tmp_path, folder))["prompts"][3] == {"text": "p3", "kind": "", "run": 0}
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def test_the_command_writes_all_that_it_is_asked_for(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from rarelift.cli import app
+
+    first, second = held(tmp_path / "first"), held(tmp_path / "second", plan(suite(name="usual", rare=False)))
+    files = {name: tmp_path / "new" / f"report.{name}" for name in ("html", "markdown", "csv")}
+    asked = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    done = CliRunner().invoke(app, ["report", str(first), str(second), *asked, "--worst"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-3:] == [str(files[name]) for name in ("csv", "markdown", "html")]
+    told = files["markdown"].read_text()
+    assert done.output.startswith(told)
+    assert [line for line in told.splitlines() if line.startswith("#")] == [f"## {first}", f"## {second}"]
+    assert len(files["csv"].read_text().splitlines()) == 1 + len(summary.rows(first)) + len(summary.rows(second))
+    page_ = files["html"].read_text()
+    assert data(page_)["worst"] is True
+    assert "some against usual" in page_
+
+
+def test_a_run_without_metrics_is_a_page_but_no_table(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from rarelift.cli import app
+
+    folder = held(tmp_path / "bare", scores=lambda *_: {})
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert "has no metric with pictures of two prompts" in str(done.exception)
+    done = CliRunner().invoke(app, ["report", str(folder), "--html", str(tmp_path / "page.html")])
+    assert (done.exit_code, done.output) == (0, f"{tmp_path / 'page.html'}\n")
 
 
 # ---------------------------------------------------------------- in a browser

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 import random
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 import rarelift
 from rarelift import pictures, pipelines
-from rarelift.bench import runs, session, summary
+from rarelift.bench import runs, session, stats, summary
 from rarelift.bench.drawing import Worker
 from rarelift.bench.runs import SCORES, UNTOUCHED, Method, Plan, Run, Unit, read_scores
 from rarelift.menagerie import PIPELINE
@@ -120,6 +122,7 @@ def test_every_method_gets_the_same_noise_and_the_pictures_say_what_they_are(
     manifest = runs.read_manifest(whole)
     assert manifest["plan"]["suite"] == {"name": "some", "version": "1", "digest": suite().digest, "n": 6}
     assert manifest["made"]["versions"]["torch"] == torch.__version__
+    assert manifest["prompts"][4] == {"id": "p4", "text": "a pink red", "kind": "single_property", "rare": None}
 
 
 def test_a_second_start_makes_nothing(whole: Path, tiny: pipelines.Model) -> None:
@@ -365,10 +368,39 @@ def test_the_summary_is_paired_and_follows_the_plan(whole: Path) -> None:
             base = np.array([by_unit[replace(u, method=UNTOUCHED)]["scores"][row.metric] for u in own])
             assert row.difference is not None
             assert row.difference.value == pytest.approx((values - base).mean(), abs=1e-12)
-    lines = summary.markdown(found).splitlines()
+            clusters = [u.prompt for u in own]
+            assert row.p == stats.p_value(values - base, clusters)
+            assert row.detectable == stats.detectable(values - base, clusters)
+    tests = [row for row in found if row.p is not None]
+    assert len(tests) == 4  # every test of the table is one of the family, the other metric's and guidance's too
+    assert [row.adjusted for row in tests] == stats.correct([row.p for row in tests]).tolist()
+    assert [row.adjusted for row in tests] != [row.p for row in tests]
+    for row in found:
+        assert (row.p is None) == (row.adjusted is None) == (row.detectable is None) == (row.method == UNTOUCHED)
+
+
+def test_the_summary_as_text(whole: Path) -> None:
+    found = summary.rows(whole)
+    table, _, notes = summary.markdown(found).partition("\n\n")
+    lines = table.splitlines()
     assert len(lines) == len(found) + 2
     assert len({line.count("|") for line in lines}) == 1
-    assert len(summary.as_csv(found).splitlines()) == len(found) + 1
+    assert lines[0].endswith("| p | p, Holm | detectable |")
+    row = next(row for row in found if row.p is not None)
+    told = [cell.strip() for cell in lines[2 + found.index(row)].split("|")]
+    assert told[-4:-1] == [summary.chance(row.p), summary.chance(row.adjusted), f"{row.detectable:.3f}"]
+    assert "over all 4 tests of this table" in notes
+    assert "detectable" in notes.lower()
+    read = list(csv.DictReader(io.StringIO(summary.as_csv([("one", found), ("two", found[:1])]))))
+    assert [line["run"] for line in read] == ["one"] * len(found) + ["two"]
+    for line, row in zip(read, [*found, found[0]], strict=True):
+        for name, value in (("p", row.p), ("p_holm", row.adjusted), ("detectable", row.detectable)):
+            assert line[name] == ("" if value is None else repr(value))
+        assert float(line["value"]) == row.value.value
+
+
+def test_chances_are_not_rounded_to_nothing() -> None:
+    assert [summary.chance(p) for p in (None, 0.0001, 0.001, 0.05, 1.0)] == ["", "<0.001", "0.001", "0.050", "1.000"]
 
 
 if __name__ == "__main__":

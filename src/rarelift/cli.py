@@ -244,11 +244,13 @@ def report(
         raise ValueError("--worst is about the pictures of the page; give --html FILE too")
     for out in filter(None, (html, markdown, csv)):
         check_writable(out)
-    tables = [(str(run), summary.table(summary.read(run))) for run in runs]
+    records = [summary.read(run) for run in runs]
+    tables = [(str(record.folder), record.rows) for record in records]
     if html is None and not any(rows for _, rows in tables):
         raise ValueError(summary.nothing(runs[0]))
-    titled = (f"{f'## {run}{2 * chr(10)}' * (len(runs) > 1)}{summary.markdown(rows)}" for run, rows in tables if rows)
-    text = "\n".join(titled)
+    titles = [f"## {run}\n\n" if len(runs) > 1 else "" for run in runs]
+    shown = [title + summary.markdown(rows) for title, (_, rows) in zip(titles, tables, strict=True) if rows]
+    text = "\n".join(shown)
     print(text, end="")
     for path, content in ((csv, summary.as_csv(tables)), (markdown, text)):
         if path is not None:
@@ -256,7 +258,7 @@ def report(
             write(path, content)
             print(path)
     if html is not None:
-        page.build(runs, html, worst=worst)
+        page.build(records, html, worst=worst)
         print(html)
 
 

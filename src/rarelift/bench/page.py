@@ -41,10 +41,11 @@ _MEANS = {
 }
 
 
-def build(folders: Sequence[Path], out: Path, *, pictures: int = PICTURES, worst: bool = False) -> None:
+def build(folders: Sequence[Path | Record], out: Path, *, pictures: int = PICTURES, worst: bool = False) -> None:
     """Write the page of one or more runs, whole or not at all.
 
     Args:
+        folders: of runs, or what `summary.read` has read of them.
         pictures: pairs per method and guidance to embed at most: those of the first prompts, whatever came out.
         worst: embed the worst losses instead, and show them first.
 
@@ -55,14 +56,13 @@ def build(folders: Sequence[Path], out: Path, *, pictures: int = PICTURES, worst
     """
     stats.require()
     plots.require()
-    if not folders or len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError(
-            f"a report is of one run or more, each given once; got {', '.join(map(str, folders)) or 'none'}"
-        )
+    paths = [folder if isinstance(folder, Path) else folder.folder for folder in folders]
+    if not paths or len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a report is of one run or more, each given once; got {', '.join(map(str, paths)) or 'none'}")
     if pictures < 0:
         raise ValueError(f"pictures must be at least 0, got {pictures}")
     check_writable(out)
-    runs = _named([summary.read(folder) for folder in folders])
+    runs = _named([summary.read(folder) if isinstance(folder, Path) else folder for folder in folders])
     if worst and not any(_differences(run.record) for run in runs):
         raise ValueError("the worst losses need pairs with a metric, with and without a method; these runs have none")
     methods = list(dict.fromkeys(name for run in runs for name in run.record.methods))
@@ -101,7 +101,7 @@ def _named(records: list[Record]) -> list[_Named]:
     names = [s if suites.count(s) == 1 else f"{s}, {r.folder.name}" for s, r in zip(suites, records, strict=True)]
     again = {name for name in names if names.count(name) > 1}
     names = [f"{name} ({i})" if name in again else name for i, name in enumerate(names, 1)]
-    return [_Named(name, record, summary.table(record)) for name, record in zip(names, records, strict=True)]
+    return [_Named(name, record, record.rows) for name, record in zip(names, records, strict=True)]
 
 
 def _file(name: str) -> str:

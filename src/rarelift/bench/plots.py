@@ -132,8 +132,9 @@ def _along(axes: Axes, lines: Sequence[Line], places: list[float | None], zero: 
     gap = min(b - a for a, b in pairwise(sorted_at))
     if zero:
         axes.axhline(0, color=_MUTED, linewidth=1)
+    step = min(max(0.06 * gap, 0.014 * (sorted_at[-1] - sorted_at[0])), 0.8 * gap / len(lines))
     for i, line in enumerate(lines):
-        aside = (i - (len(lines) - 1) / 2) * min(0.06, 0.4 / len(lines)) * gap  # intervals beside, not over each other
+        aside = (i - (len(lines) - 1) / 2) * step  # intervals beside each other, not over
         x = [at[guidance] + aside for guidance in line.guidances]
         colour = _colour(line.series)
         axes.vlines(x, [v.low for v in line.values], [v.high for v in line.values], color=colour, linewidth=1.4)

@@ -51,6 +51,11 @@ class Record:
         seen = (prompt for group in self.groups.values() for prompt, _ in group)
         return listed or {name: {"id": name, "text": name, "kind": "", "rare": None} for name in dict.fromkeys(seen)}
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Of all prompts; none where no metric has numbers of two prompts."""
+        return table(self)
+
     @property
     def made(self) -> int:
         """Pictures, the ones that came out as NaN among them."""
@@ -119,7 +124,7 @@ def rows(folder: Path) -> list[Row]:
     Raises:
         ValueError: the folder holds no run, or no scored picture.
     """
-    found = table(read(folder))
+    found = read(folder).rows
     if not found:
         raise ValueError(nothing(folder))
     return found
@@ -248,8 +253,8 @@ def notes(found: Sequence[Row], of: str = "this table") -> list[str]:
 def markdown(found: Sequence[Row]) -> str:
     """The table, and under it what its columns mean."""
     lines = [HEADINGS, ("---",) * len(HEADINGS), *map(cells, found)]
-    shown = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-    return f"{shown}\n{''.join(f'- {note}{chr(10)}' for note in notes(found))}"
+    shown = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([*shown, "", *(f"- {note}" for note in notes(found)), ""])
 
 
 def as_csv(tables: Iterable[tuple[str, Sequence[Row]]]) -> str:
