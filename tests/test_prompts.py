@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONSONANT = ("ukulele", "unicorn", "unicycle", "one-eyed")  # by their sound
-RARE_DIGEST = "6965b2c628416cf28c99be912dcf5878d388cc7f50a0bc24efb2b534825a095c"
+RARE_DIGEST = "b0c83fe98a6a8404c807128d553103c8f05bed31fa408b0317c20d1f4b8e06e9"
 GENEVAL = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"}
 GENEVAL2 = {
     "prompt": "two red dogs",
@@ -116,11 +116,30 @@ def test_rare_is_written_in_plain_english() -> None:
 
 
 def test_rare_repeats_no_word_too_often() -> None:
+    prompts = load("rare").prompts
     for kind in KINDS:
-        words = Counter(
-            w for p in load("rare").prompts if p.kind == kind for w in p.meta["nouns"] + p.meta["attributes"]
-        )
-        assert max(words.values()) <= 6, (kind, words.most_common(3))
+        words = Counter(w for p in prompts if p.kind == kind for w in p.meta["nouns"] + p.meta["attributes"])
+        assert max(words.values()) <= 7, (kind, words.most_common(3))
+    nouns = Counter(noun for p in prompts for noun in p.meta["nouns"])
+    assert set(nouns) == set(make_rare_prompts.ANIMALS + make_rare_prompts.OBJECTS)
+    assert min(nouns.values()) >= 3
+    assert max(nouns.values()) <= 9
+
+
+def test_rare_says_nothing_twice_and_nothing_usual() -> None:
+    """No noun has the same attribute again anywhere in the list, nor one that the recipe calls usual."""
+    drafts = [draft for some in make_rare_prompts.drafts().values() for draft in some]
+    said = [pair for draft in drafts for pair in draft.said]
+    assert len(said) == len(set(said)) > 600
+    assert all(noun in draft.nouns and words in draft.attributes for draft in drafts for noun, words in draft.said)
+    usual = {("lion", "winged"), ("beetle", "polka-dotted"), ("kettle", "popcorn"), ("sloth", "maned")}
+    for attribute in make_rare_prompts.PROPERTIES + make_rare_prompts.SHAPES + make_rare_prompts.TEXTURES:
+        assert len(set(attribute.nouns)) == len(attribute.nouns), attribute
+        assert not {(noun, attribute.words) for noun in attribute.nouns} & usual
+    for draft in drafts:
+        for part, twice in make_rare_prompts._TWICE.items():
+            thing = draft.text.rpartition(" beside ")[2]
+            assert part not in thing or not any(word in thing for word in twice), draft.text
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@
     load("menagerie-rare", split="tune")    prompts of the bundled world
     load("path/to/rarebench")               a benchmark's own files, as its authors publish them
 
-No benchmark is part of this package: some forbid it, and a copy would age. What their files hold was read in their
-repositories; a file that differs is an error that says where, so that no prompt is lost or read as something else.
+No benchmark is part of this package: not every licence allows it, and a copy would age. The readers follow the files
+in their repositories, for PIE-Bench its README and for the questions of DPG-Bench its evaluation script; a file that
+differs is an error that says where, so that no prompt is lost or read as something else.
 """
 
 from __future__ import annotations
