@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -136,10 +137,17 @@ def test_rare_says_nothing_twice_and_nothing_usual() -> None:
     for attribute in make_rare_prompts.PROPERTIES + make_rare_prompts.SHAPES + make_rare_prompts.TEXTURES:
         assert len(set(attribute.nouns)) == len(attribute.nouns), attribute
         assert not {(noun, attribute.words) for noun in attribute.nouns} & usual
-    for draft in drafts:
-        for part, twice in make_rare_prompts._TWICE.items():
-            thing = draft.text.rpartition(" beside ")[2]
-            assert part not in thing or not any(word in thing for word in twice), draft.text
+
+
+def test_rare_gives_no_part_that_is_there_already() -> None:
+    rng = random.Random(0)
+    winged, moose = (
+        make_rare_prompts.Draft("", [], [noun], [words], [])
+        for noun, words in (("otter", "winged"), ("moose", "scaly"))
+    )
+    assert "butterfly wings" not in {make_rare_prompts._part(rng, winged) for _ in range(200)}
+    parts = {make_rare_prompts._part(rng, moose) for _ in range(200)}
+    assert parts == set(make_rare_prompts.PARTS) - {"deer antlers"}
 
 
 @pytest.mark.parametrize(
