@@ -162,8 +162,8 @@ def test_distance_refuses() -> None:
         distance(pictures(3, 0), pictures(9, 0), flat)
     with pytest.raises(ValueError, match="the extractor made 8 rows of 9 real pictures"):
         distance(pictures(9, 0), pictures(9, 1), lambda images: flat(images)[1:])
-    with pytest.raises(ValueError, match=r"fake\[0\] is blank"):
-        distance(pictures(9, 0), [Image.new("RGB", (2, 2))] * 9, flat)
+    with pytest.raises(ValueError, match=r"fake\[0\] has mode L"):
+        distance(pictures(9, 0), [Image.new("L", (2, 2))] * 9, flat)
     assert distribution.ENOUGH == 2000
 
 

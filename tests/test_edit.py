@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from rarelift.metrics.edit import lpips, mse, psnr, ssim
+from rarelift.metrics.edit import lpips, mse, psnr, ssim, unedited
 
 pytest.importorskip("torchmetrics", reason="the bench extra")
 
@@ -63,6 +63,41 @@ def test_equal_pictures() -> None:
     assert ssim(REFERENCES, REFERENCES) == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.filterwarnings("ignore:.*pictures are of one colour")
+def test_pictures_of_one_colour_in_closed_form() -> None:
+    """Values that follow from the definitions: no variance, so ssim is its luminance term."""
+    black, white, gray = (Image.new("RGB", (16, 12), (v, v, v)) for v in (0, 255, 51))
+    assert mse([black, black], [white, gray]) == pytest.approx([1.0, 0.04])
+    assert psnr([black, black, white], [white, gray, white]) == pytest.approx([0.0, 13.9794, np.inf], abs=1e-4)
+    c = 0.01**2
+    assert ssim([black, gray], [white, white]) == pytest.approx(
+        [c / (1 + c), (2 * 0.2 + c) / (1 + 0.2**2 + c)], abs=1e-6
+    )
+
+
+def test_masks_of_pie_bench_as_its_evaluation_reads_them() -> None:
+    """Against its loop over pixels: what is to be edited, and the outermost pixels, count as edited."""
+    runs, (width, height) = [9, 3, 14, 1, 25, 2, 38, 90], (8, 6)
+    edited = [[y in (0, height - 1) or x in (0, width - 1) for x in range(width)] for y in range(height)]
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        for i in range(start, min(start + length, width * height)):
+            edited[i // width][i % width] = True
+    mask = unedited(runs, (width, height))
+    assert (mask.mode, mask.size) == ("L", (width, height))
+    np.testing.assert_array_equal(np.asarray(mask), np.where(edited, 0, 255))
+    assert 0 < np.count_nonzero(np.asarray(mask)) < 4 * 6
+    assert unedited([]).size == (512, 512)
+    assert mse(IMAGES[:1], REFERENCES[:1], [unedited([0, 200], (40, 32))])[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("runs", "error"), [([3], "runs holds 1 numbers"), ([48, 1], "1 pixels from 48"), ([-1, 2], "2 pixels from -1")]
+)
+def test_bad_runs_are_refused(runs: list[int], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        unedited(runs, (8, 6))
+
+
 @pytest.mark.parametrize("mode", ["L", "1"])
 def test_only_what_the_mask_keeps_counts(mode: str) -> None:
     keep = np.zeros((32, 40), dtype=bool)
@@ -85,7 +120,7 @@ def test_only_what_the_mask_keeps_counts(mode: str) -> None:
         (IMAGES, REFERENCES[:1], "2 pictures but 1 references"),
         (IMAGES, [picture(0, 16), REFERENCES[1]], r"images\[0\] is \(40, 32\), references\[0\] \(24, 16\)"),
         (IMAGES, [REFERENCES[0], REFERENCES[1].convert("L")], r"references\[1\] has mode L"),
-        ([IMAGES[0], Image.new("RGB", (40, 32))], REFERENCES, r"images\[1\] is blank"),
+        ([IMAGES[0], Image.new("RGB", (40, 0))], REFERENCES, r"images\[1\] has no pixels"),
     ],
 )
 def test_bad_pictures_are_refused(metric: Any, images: Any, references: Any, error: str) -> None:
@@ -124,16 +159,19 @@ def test_lpips_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lpips_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    torchvision = pytest.importorskip("torchvision", reason="an optional package")
+    torchvision = pytest.importorskip("torchvision", reason="an optional package", exc_type=ImportError)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nothing is downloaded: put https://.*alexnet"):
         lpips(IMAGES, REFERENCES)
     name = torchvision.models.AlexNet_Weights.DEFAULT.url.rpartition("/")[2]
     (tmp_path / "checkpoints").mkdir()
-    weights = torchvision.models.alexnet(weights=None).state_dict()
-    monkeypatch.setattr(torchvision.models.AlexNet_Weights.DEFAULT, "get_state_dict", lambda *_, **__: weights)
+    weights, loaded = torchvision.models.alexnet(weights=None).state_dict(), []
+    monkeypatch.setattr(
+        torchvision.models.AlexNet_Weights.DEFAULT, "get_state_dict", lambda *_, **__: loaded.append(1) or weights
+    )
     (tmp_path / "checkpoints" / name).touch()
     big = [image.resize((80, 64)) for image in (*REFERENCES, *IMAGES)]
     same, other = lpips([big[0], big[3]], [big[0], big[1]])
     assert same == 0.0
     assert other > 0
+    assert len(loaded) == 1, "a network for every pair takes seconds each"

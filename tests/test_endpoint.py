@@ -199,8 +199,8 @@ def test_bad_input_is_refused() -> None:
     fine = Judge("http://127.0.0.1:9/v1", "m")
     with pytest.raises(ValueError, match="1 pictures but 2 texts"):
         fine([PICTURE], [TEXT, TEXT])
-    with pytest.raises(ValueError, match="is blank"):
-        fine([Image.new("RGB", (4, 4))], [TEXT])
+    with pytest.raises(ValueError, match="has no pixels"):
+        fine([Image.new("RGB", (4, 0))], [TEXT])
     with pytest.raises(ValueError, match="pass the full address"):
         Judge("file:///etc/passwd", "m")
     with pytest.raises(ValueError, match="timeout 0, retries"):

@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import json
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,13 @@ from PIL import Image
 from transformers import BertConfig, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from rarelift import metrics
+from rarelift.menagerie.judge import Judge
+from rarelift.menagerie.world import draw_thing, render
 from rarelift.metrics import _checks
 from rarelift.metrics.clip_t import ClipT, clip_t
 from rarelift.metrics.embed import Clip
 from rarelift.metrics.preference import Preference
-from rarelift.metrics.video import Success, consistency, success
+from rarelift.metrics.video import Success, consistency, frame_success, success
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,8 +129,7 @@ def test_listing_imports_nothing_heavy() -> None:
         ([PICTURES[0], np.zeros((8, 8, 3))], r"images\[1\] is a ndarray; pass a PIL picture"),
         ([PICTURES[0].convert("RGBA")], r"images\[0\] has mode RGBA; pass images\[0\].convert\('RGB'\)"),
         ([Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32))], r"mode F"),
-        ([PICTURES[0], Image.new("RGB", (8, 8))], r"images\[1\] is blank"),
-        ([Image.new("RGB", (8, 8), (9, 120, 3))], r"images\[0\] is blank"),
+        ([PICTURES[0], Image.new("RGB", (0, 8))], r"images\[1\] has no pixels, it is 0 x 8"),
     ],
 )
 def test_pictures_are_checked(images: Any, error: str) -> None:
@@ -135,10 +137,17 @@ def test_pictures_are_checked(images: Any, error: str) -> None:
         _checks.pictures(images)
 
 
-def test_a_picture_with_one_other_pixel_is_not_blank() -> None:
-    image = Image.new("RGB", (8, 8))
-    image.putpixel((3, 4), (0, 0, 1))
-    assert _checks.pictures([image]) == [image]
+def test_a_picture_of_one_colour_is_scored_with_a_warning(checkpoint: Path) -> None:
+    """A safety checker leaves black pictures; one of them must not take the scores of all others away."""
+    black = Image.new("RGB", (8, 8))
+    with pytest.warns(UserWarning, match=r"^2 of 3 pictures are of one colour, images\[1\] first") as caught:
+        scores = ClipT(checkpoint)([PICTURES[0], black, black], ["a lion"] * 3)
+    assert len(caught) == 1
+    assert caught[0].filename.endswith("clip_t.py") or caught[0].filename.endswith("embed.py")
+    assert scores[0] == pytest.approx(ClipT(checkpoint)(PICTURES[:1], ["a lion"])[0], abs=1e-6)
+    assert scores[1] == scores[2] != scores[0]
+    black.putpixel((3, 4), (0, 0, 1))
+    assert _checks.pictures([black]) == [black]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +162,17 @@ def test_texts_are_checked(texts: Any, error: str) -> None:
 def test_a_missing_package_says_how_to_get_it() -> None:
     with pytest.raises(ImportError, match="needs nowhere: pip install 'rarelift"):
         _checks.need("nowhere.at", "'rarelift[bench]'")
+
+
+def test_a_torchvision_of_another_torch_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(
+        ImportError, match=r"open_clip does not import beside torch .*::nms .*torchvision from one index"
+    ):
+        _checks.need("open_clip", "open_clip_torch")
 
 
 # ---------------------------------------------------------------- CLIP
@@ -222,6 +242,14 @@ def test_what_is_no_clip_is_refused(checkpoint: Path, tmp_path: Path) -> None:
         Clip(checkpoint, "jax")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size is 0"):
         Clip(checkpoint, batch_size=0)
+    with pytest.raises(ValueError, match="architecture 'ViT-H-14' is for backend='open_clip'"):
+        Clip(checkpoint, architecture="ViT-H-14")
+    with pytest.raises(ValueError, match="'nowhere' is not a directory"):
+        Clip("nowhere", "open_clip")
+    with pytest.raises(ValueError, match=r"architecture is None and path '.*config.json'; a file of weights needs one"):
+        Clip(checkpoint / "config.json", "open_clip")
+    with pytest.raises(ValueError, match="architecture is 'ViT-H-14' and path"):
+        Clip(checkpoint, "open_clip", architecture="ViT-H-14")
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of type 'bert', not 'clip'"):
         Clip(tmp_path)
@@ -235,8 +263,8 @@ def test_missing_weights_are_not_made_up(checkpoint: Path, tmp_path: Path) -> No
         Clip(tmp_path, processor=checkpoint)
 
 
-def test_open_clip_from_a_directory(tmp_path: Path) -> None:
-    open_clip = pytest.importorskip("open_clip", reason="an optional backend")
+def test_open_clip_from_a_directory_and_from_a_file(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip", reason="an optional backend", exc_type=ImportError)
     tower = {"width": 16, "layers": 1}
     shape = {
         "embed_dim": 12,
@@ -255,6 +283,24 @@ def test_open_clip_from_a_directory(tmp_path: Path) -> None:
     expected = torch.cosine_similarity(looked, read)
     got = ClipT(tmp_path, "open_clip", batch_size=3)(pixels, TEXTS)
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+    # as HPS v2 comes: the state of a training run in a file that says nothing of its architecture
+    (tmp_path / "tiny.json").write_text(json.dumps(shape))
+    open_clip.add_model_config(tmp_path / "tiny.json")
+    with torch.no_grad():
+        model.logit_scale.fill_(np.log(50.0))
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, tmp_path / "HPS.pt")
+    mean, std = torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD)
+    seen = torch.stack([((torch.tensor(np.array(p)) / 255 - mean) / std).permute(2, 0, 1) for p in pixels])
+    with torch.no_grad():
+        expected = torch.cosine_similarity(model.encode_image(seen), read)
+    np.testing.assert_allclose(
+        ClipT(tmp_path / "HPS.pt", "open_clip", architecture="tiny")(pixels, TEXTS), expected, atol=1e-5
+    )
+    scaled = Preference(tmp_path / "HPS.pt", "open_clip", architecture="tiny")(pixels, TEXTS)
+    np.testing.assert_allclose(scaled, 50 * expected, atol=1e-3)
+    with pytest.raises(ValueError, match="open_clip knows no architecture 'huge'"):
+        Clip(tmp_path / "HPS.pt", "open_clip", architecture="huge")
 
 
 # ---------------------------------------------------------------- videos
@@ -280,9 +326,9 @@ def test_vectors_need_not_be_of_unit_length() -> None:
         ([PICTURES[:1]], len, r"videos\[0\] has one frame"),
         ([[]], len, r"videos\[0\] is empty"),
         (
-            [PICTURES, [PICTURES[0], Image.new("RGB", (8, 8))]],
+            [PICTURES, [PICTURES[0], PICTURES[1].convert("L")]],
             lambda f: torch.eye(len(f)),
-            r"videos\[1\]\[1\] is blank",
+            r"videos\[1\]\[1\] has mode L",
         ),
         ([PICTURES], lambda _: torch.eye(3), "embed made 3 vectors of the 4 frames"),
         ([PICTURES], lambda _: torch.full((4, 2), torch.nan), "not finite"),
@@ -301,3 +347,41 @@ def test_success_of_frames() -> None:
         success([])
     with pytest.raises(ValueError, match=r"frames\[1\] is 0.7; pass true or false"):
         success([True, 0.7])  # type: ignore[list-item]
+
+
+def test_success_of_videos_by_the_judge_of_menagerie() -> None:
+    """Two videos of another length: a thing in every frame, and one that is itself in the last frame only."""
+    rng, judge = random.Random(3), Judge.load()
+    wanted = [draw_thing(rng) for _ in range(2)]
+    one, two = (Image.fromarray(render(thing, rng)) for thing in wanted)
+    assert frame_success([[one] * 2, [one, one, one, two]], wanted, judge.right) == [
+        Success(1.0, True, True),
+        Success(0.25, True, False),
+    ]
+
+
+def test_success_of_frames_asks_once_and_in_order() -> None:
+    calls: list[Any] = []
+
+    def right(frames: list[Image.Image], wanted: list[str]) -> list[bool]:
+        calls.append((frames, wanted))
+        return [frame is PICTURES[0] for frame in frames]
+
+    got = frame_success([PICTURES[:3], [PICTURES[0]]], ["a", "b"], right)
+    assert got == [Success(1 / 3, True, False), Success(1.0, True, True)]
+    assert calls == [([*PICTURES[:3], PICTURES[0]], ["a", "a", "a", "b"])]
+
+
+@pytest.mark.parametrize(
+    ("videos", "wanted", "verdicts", "error"),
+    [
+        ([], [], [], "no videos"),
+        ([PICTURES[:1]], [], [True], "1 videos but 0 wanted"),
+        ([PICTURES[:1], []], ["a", "b"], [True], r"videos\[1\] is empty"),
+        ([PICTURES[:2]], ["a"], [True], r"right made bool of shape \[1\] of 2 frames"),
+        ([PICTURES[:2]], ["a"], [0.2, 0.9], r"right made float64 of shape \[2\]"),
+    ],
+)
+def test_success_of_frames_refuses(videos: Any, wanted: Any, verdicts: Any, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        frame_success(videos, wanted, lambda *_: verdicts)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -10,19 +11,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import make_rare_prompts
 from rarelift.menagerie.suite import prompts as menagerie_prompts
+from rarelift.metrics.edit import unedited
 from rarelift.prompts import FORMATS, KINDS, SUITES, Prompt, Suite, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONSONANT = ("ukulele", "unicorn", "unicycle", "one-eyed")  # by their sound
-RARE_DIGEST = "6965b2c628416cf28c99be912dcf5878d388cc7f50a0bc24efb2b534825a095c"
+RARE_DIGEST = "b0c83fe98a6a8404c807128d553103c8f05bed31fa408b0317c20d1f4b8e06e9"
 GENEVAL = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"}
 GENEVAL2 = {
     "prompt": "two red dogs",
@@ -37,7 +40,7 @@ PIE = {
     "editing_instruction": "Make it rusty",
     "editing_type_id": "7",
     "blended_word": "bicycle bicycle",
-    "mask": [0, 4],
+    "mask": [0, 4, 600, 2],
 }
 OWN = {"id": "a", "text": "a red dog", "kind": "single_property"}
 VBENCH = [
@@ -114,11 +117,37 @@ def test_rare_is_written_in_plain_english() -> None:
 
 
 def test_rare_repeats_no_word_too_often() -> None:
+    prompts = load("rare").prompts
     for kind in KINDS:
-        words = Counter(
-            w for p in load("rare").prompts if p.kind == kind for w in p.meta["nouns"] + p.meta["attributes"]
-        )
-        assert max(words.values()) <= 6, (kind, words.most_common(3))
+        words = Counter(w for p in prompts if p.kind == kind for w in p.meta["nouns"] + p.meta["attributes"])
+        assert max(words.values()) <= 7, (kind, words.most_common(3))
+    nouns = Counter(noun for p in prompts for noun in p.meta["nouns"])
+    assert set(nouns) == set(make_rare_prompts.ANIMALS + make_rare_prompts.OBJECTS)
+    assert min(nouns.values()) >= 3
+    assert max(nouns.values()) <= 9
+
+
+def test_rare_says_nothing_twice_and_nothing_usual() -> None:
+    """No noun has the same attribute again anywhere in the list, nor one that the recipe calls usual."""
+    drafts = [draft for some in make_rare_prompts.drafts().values() for draft in some]
+    said = [pair for draft in drafts for pair in draft.said]
+    assert len(said) == len(set(said)) > 600
+    assert all(noun in draft.nouns and words in draft.attributes for draft in drafts for noun, words in draft.said)
+    usual = {("lion", "winged"), ("beetle", "polka-dotted"), ("kettle", "popcorn"), ("sloth", "maned")}
+    for attribute in make_rare_prompts.PROPERTIES + make_rare_prompts.SHAPES + make_rare_prompts.TEXTURES:
+        assert len(set(attribute.nouns)) == len(attribute.nouns), attribute
+        assert not {(noun, attribute.words) for noun in attribute.nouns} & usual
+
+
+def test_rare_gives_no_part_that_is_there_already() -> None:
+    rng = random.Random(0)
+    winged, moose = (
+        make_rare_prompts.Draft("", [], [noun], [words], [])
+        for noun, words in (("otter", "winged"), ("moose", "scaly"))
+    )
+    assert "butterfly wings" not in {make_rare_prompts._part(rng, winged) for _ in range(200)}
+    parts = {make_rare_prompts._part(rng, moose) for _ in range(200)}
+    assert parts == set(make_rare_prompts.PARTS) - {"deer antlers"}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +237,8 @@ def make_rarebench(root: Path) -> Path:
 def make_compbench(root: Path) -> Path:
     write(root / "color.txt", "not this\n")
     write(root / "color_val.txt", "a red dog\n")
+    write(root / "color_val_unseen.txt", "nor this\n")
+    write(root / "3d_spatial_val.txt", "a dog behind a cat\n")
     write(root / "complex_val.txt", "The red dog is big.\nThe red dog is big.\n")
     return root
 
@@ -234,6 +265,10 @@ def make_vbench(root: Path) -> Path:
     return write(root / "VBench_full_info.json", json.dumps(VBENCH))
 
 
+def make_vbench2(root: Path) -> Path:
+    return write(root / "VBench2_full_info.json", json.dumps(VBENCH))
+
+
 def make_pie(root: Path) -> Path:
     write(root / "mapping_file.json", json.dumps({"000": PIE}, indent=1))
     return root
@@ -246,6 +281,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "geneval2": make_geneval2,
     "dpg": make_dpg,
     "vbench": make_vbench,
+    "vbench2": make_vbench2,
     "pie": make_pie,
     "lines": lambda root: write(root / "mine.txt", "a dog\n\na cat\n"),
     "jsonl": lambda root: jsonl(root / "mine.jsonl", OWN),
@@ -257,6 +293,7 @@ EXPECTED: dict[str, list[Prompt]] = {
         Prompt("single_4action-0001", "a dog knits\u2028in rain", "single_action", True),
     ],
     "t2i-compbench": [
+        Prompt("3d_spatial_val-0001", "a dog behind a cat", "3d_spatial"),
         Prompt("color_val-0001", "a red dog", "color"),
         Prompt("complex_val-0001", "The red dog is big.", "complex"),
         Prompt("complex_val-0002", "The red dog is big.", "complex"),
@@ -300,6 +337,10 @@ EXPECTED: dict[str, list[Prompt]] = {
         Prompt("vbench-0001", "a dog runs", "color"),
         Prompt("vbench-0002", "a cat sits", "subject_consistency+motion_smoothness"),
     ],
+    "vbench2": [
+        Prompt("vbench-0001", "a dog runs", "color"),
+        Prompt("vbench-0002", "a cat sits", "subject_consistency+motion_smoothness"),
+    ],
     "pie": [
         Prompt("000", "a rusty bicycle on the road", "change_attribute_material", source_text="a bicycle on the road")
     ],
@@ -325,7 +366,7 @@ def test_what_formats_keep_beside(tmp_path: Path) -> None:
     (pie,) = load(make_pie(tmp_path)).prompts
     assert pie.image == str(tmp_path / "annotation_images" / "0_random_140" / "000.jpg")
     assert pie.meta["instruction"] == "Make it rusty"
-    assert "mask" not in pie.meta
+    assert np.count_nonzero(np.asarray(unedited(pie.meta["mask"])) == 0) == 4 * 511 + 2
     assert load(make_geneval2(tmp_path)).prompts[0].meta["skills"] == ["count", "attribute"]
     assert load(make_vbench(tmp_path)).prompts[0].meta["auxiliary_info"] == {"color": "red"}
     asked = load(make_dpg(tmp_path / "dpg")).prompts[0].meta["questions"]
@@ -334,6 +375,14 @@ def test_what_formats_keep_beside(tmp_path: Path) -> None:
 
 def test_dpg_finds_its_questions_beside_the_folder(tmp_path: Path) -> None:
     assert load(make_dpg(tmp_path)).prompts == load(tmp_path / "prompts").prompts
+
+
+def test_vbench2_folder_as_its_repository_has_it(tmp_path: Path) -> None:
+    write(tmp_path / "VBench2_full_text.txt", "a red dog\n")
+    write(tmp_path / "prompt" / "Material.txt", "a red dog\n")
+    suite = load(tmp_path)
+    assert (suite.name, suite.prompts) == ("vbench2", (Prompt("Material-0001", "a red dog", "Material"),))
+    assert "2503.21755" in suite.source
 
 
 def test_vbench_folder_leaves_out_the_files_that_repeat(tmp_path: Path) -> None:
@@ -435,6 +484,13 @@ WRONG = [
         None,
         r"entry '7': found '12'; expected one of '0', ",
     ),
+    (
+        "x.json",
+        json.dumps({"7": {**PIE, "mask": [1]}}),
+        None,
+        r"entry '7': found \[1\]; expected a list of first pixel",
+    ),
+    ("x.json", json.dumps({"7": {**PIE, "mask": [1, -2]}}), None, r"entry '7': found \[1, -2\]; expected a list of"),
     ("x.json", json.dumps({"7": {**PIE, "editing_prompt": ""}}), None, r"entry '7': found ''; .* in 'editing_prompt'"),
     (
         "x.json",

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WORDS = (
-    "<pad> </s> <unk> <image> <s> user: said: yes no Yes No YES four "
-    "is the lion purple striped in a crown how many lions"
+    "<pad> </s> <unk> <image> <s> user: said: yes no Yes No YES four 4 Four "
+    "is the lion purple striped in a crown how many lions Answer one word."
 )
 TEMPLATE = (
     "{% for m in messages %}user: {% for c in m['content'] %}"
@@ -98,16 +98,18 @@ def reference(model: Any, processor: Any, image: Image.Image, question: str) -> 
 def test_agrees_with_reference(model: Any, processor: Any, batch_size: int) -> None:
     vqa = Vqa(model, processor, batch_size)
     ps = [reference(model, processor, *pair) for pair in zip(PICTURES, ASKED, strict=True)]
-    yes = np.array([p["yes"] + p["Yes"] + p["YES"] for p in ps])
+    yes = np.array([p["yes"] + p["Yes"] for p in ps])  # not "YES", which GenEval 2 does not count either
     no = np.array([p["no"] + p["No"] for p in ps])
-    assert np.ptp(yes) > 0.01
+    assert yes.max() > 2 * yes.min()
     np.testing.assert_allclose(vqa(PICTURES, ASKED), yes / (yes + no), rtol=1e-4)
     np.testing.assert_allclose(vqa(PICTURES, ASKED, against="vocabulary"), yes, rtol=1e-4)
     mixed = vqa(PICTURES, ASKED, ["Yes", "No ", "no", "YES"])
     share = yes / (yes + no)
     np.testing.assert_allclose(mixed, [share[0], 1 - share[1], 1 - share[2], share[3]], rtol=1e-4)
-    counts = vqa(PICTURES, ASKED, ["four"] * 4, against="vocabulary")
-    np.testing.assert_allclose(counts, [p["four"] for p in ps], rtol=1e-4)
+    for number in ("four", "4", "Four"):
+        counts = vqa(PICTURES, ASKED, [number] * 4, against="vocabulary")
+        np.testing.assert_allclose(counts, [p["four"] + p["Four"] + p["4"] for p in ps], rtol=1e-4)
+    assert min(p["4"] for p in ps) > 1e-4
 
 
 def test_the_picture_and_the_question_matter(model: Any, processor: Any) -> None:
@@ -141,6 +143,27 @@ def test_qwen_does_not_move_with_the_batch() -> None:
     )
     np.testing.assert_allclose(together, alone, rtol=1e-4)
     assert len({round(score, 6) for score in alone}) == 3
+
+
+def test_soft_tifa_is_that_of_geneval_2(model: Any, processor: Any) -> None:
+    """Its evaluation.py: first token against the whole vocabulary, the answer written as "How many" and others are."""
+    listed = [[("is the lion purple", "Yes"), ("how many lions", "four")], [("is a lion in the crown", "Yes")]]
+    got = Vqa(model, processor, 2).soft_tifa(PICTURES[:2], listed)
+    expected = []
+    for image, pairs in zip(PICTURES, listed, strict=False):
+        ps = [reference(model, processor, image, f"{question} Answer in one word.") for question, _ in pairs]
+        ways = [("yes", "Yes") if answer == "Yes" else ("four", "Four", "4") for _, answer in pairs]
+        expected.append([sum(p[way] for way in some) for p, some in zip(ps, ways, strict=True)])
+    assert [len(some) for some in got] == [2, 1]
+    for some, those in zip(got, expected, strict=True):
+        np.testing.assert_allclose(some, those, rtol=1e-4)
+    am, gm = atoms(got[0])
+    assert am == pytest.approx(sum(expected[0]) / 2, rel=1e-4)
+    assert gm == pytest.approx((expected[0][0] * expected[0][1]) ** 0.5, rel=1e-4)
+    with pytest.raises(ValueError, match=r"asked\[1\] is empty; ask at least one question"):
+        Vqa(model, processor).soft_tifa(PICTURES[:2], [listed[0], []])
+    with pytest.raises(ValueError, match="2 pictures but 1 lists of questions"):
+        Vqa(model, processor).soft_tifa(PICTURES[:2], listed[:1])
 
 
 def test_vqa_score_asks_the_question_of_the_paper(model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:

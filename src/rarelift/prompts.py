@@ -4,8 +4,9 @@
     load("menagerie-rare", split="tune")    prompts of the bundled world
     load("path/to/rarebench")               a benchmark's own files, as its authors publish them
 
-No benchmark is part of this package: some forbid it, and a copy would age. What their files hold was read in their
-repositories; a file that differs is an error that says where, so that no prompt is lost or read as something else.
+No benchmark is part of this package: not every licence allows it, and a copy would age. The readers follow the files
+in their repositories, for PIE-Bench its README and for the questions of DPG-Bench its evaluation script; a file that
+differs is an error that says where, so that no prompt is lost or read as something else.
 """
 
 from __future__ import annotations
@@ -318,7 +319,7 @@ _PIE_TYPES = {
     "9": "change_style",
 }
 _GENEVAL, _GENEVAL2, _DPG = "evaluation_metadata.jsonl", "geneval2_data.jsonl", "dpg_bench.csv"
-_VBENCH, _PIE = "VBench_full_info.json", "mapping_file.json"
+_VBENCH, _VBENCH2, _PIE = "VBench_full_info.json", "VBench2_full_info.json", "mapping_file.json"
 
 
 def _rarebench_name(path: Path) -> str:
@@ -338,7 +339,7 @@ def _read_rarebench(path: Path) -> list[Prompt]:
 
 
 def _read_compbench(path: Path) -> list[Prompt]:
-    """The category is the file's name without _val: color, shape, texture, spatial, ..."""
+    """The category is the file's name without _val: color, shape, texture, spatial, ..., of ++ 3d_spatial, numeracy."""
     prompts = []
     for file in _files(path, "*_val.txt"):
         if not file.name.endswith("_val.txt"):
@@ -449,15 +450,15 @@ def _dpg_questions(file: Path) -> dict[str, list[dict[str, str]]]:
     return asked
 
 
-def _read_vbench(path: Path) -> list[Prompt]:
+def _read_vbench(path: Path, info: str = _VBENCH, within: str = "prompts_per_dimension") -> list[Prompt]:
     """The category is the dimension; several are joined by a plus, for a prompt may serve them all."""
-    if path.is_dir() and not (path / _VBENCH).is_file():
-        folder = path / "prompts_per_dimension" if (path / "prompts_per_dimension").is_dir() else path
+    if path.is_dir() and not (path / info).is_file():
+        folder = path / within if (path / within).is_dir() else path
         files = [
             file for file in _files(folder, "*.txt") if not file.stem.startswith("all_")
         ]  # those repeat the others
         return [prompt for file in files for prompt in _each_line(file, file.stem, rare=None)]
-    file = _file(path, _VBENCH)
+    file = _file(path, info)
     if file.suffix == ".txt":
         return _each_line(file, file.stem, rare=None)
     rows = _json(file)
@@ -477,8 +478,12 @@ def _read_vbench(path: Path) -> list[Prompt]:
     return prompts
 
 
+def _read_vbench2(path: Path) -> list[Prompt]:
+    return _read_vbench(path, _VBENCH2, "prompt")
+
+
 def _read_pie(path: Path) -> list[Prompt]:
-    """Brackets mark what an edit changes and are no part of a prompt. Masks are left out."""
+    """Brackets mark what an edit changes and are no part of a prompt. `metrics.edit.unedited` reads `meta["mask"]`."""
     file = _file(path, _PIE)
     rows = _json(file)
     if not isinstance(rows, dict) or not rows:
@@ -493,6 +498,9 @@ def _read_pie(path: Path) -> list[Prompt]:
         kind = str(row.get("editing_type_id"))
         if kind not in _PIE_TYPES:
             _wrong(file, where, row.get("editing_type_id"), f"one of {_list(_PIE_TYPES)} in 'editing_type_id'")
+        mask = row.get("mask", [])
+        if not isinstance(mask, list) or len(mask) % 2 or not all(type(n) is int and n >= 0 for n in mask):
+            _wrong(file, where, mask, "a list of first pixel and length in turn in 'mask'")
         prompts.append(
             Prompt(
                 id=key,
@@ -504,6 +512,7 @@ def _read_pie(path: Path) -> list[Prompt]:
                     "image_path": image,
                     "instruction": row.get("editing_instruction", ""),
                     "blended_word": row.get("blended_word", ""),
+                    **({"mask": mask} if "mask" in row else {}),
                 },
             )
         )
@@ -562,7 +571,8 @@ class Format:
     read: Callable[[Path], list[Prompt]]
 
 
-_THEIRS = "see the source"  # where the repository has no licence file, or none that could be read
+_THEIRS = "not stated"  # the repository has no licence file, and its README names none
+_YOURS = "see the source"  # a list of the user's own
 FORMATS: Mapping[str, Format] = {
     "rarebench": Format(
         "a folder of single_1property.txt ... multi_3complex.txt, a prompt a line",
@@ -573,7 +583,7 @@ FORMATS: Mapping[str, Format] = {
     "t2i-compbench": Format(
         "a folder of *_val.txt, or one of them, a prompt a line",
         "MIT",
-        "T2I-CompBench, arXiv 2307.06350, github.com/Karine-Huang/T2I-CompBench",
+        "T2I-CompBench and T2I-CompBench++, arXiv 2307.06350, github.com/Karine-Huang/T2I-CompBench",
         _read_compbench,
     ),
     "geneval": Format(
@@ -600,14 +610,20 @@ FORMATS: Mapping[str, Format] = {
         "VBench, arXiv 2311.17982, github.com/Vchitect/VBench",
         _read_vbench,
     ),
+    "vbench2": Format(
+        f"{_VBENCH2}: prompt_en, dimension; or a folder of *.txt, a prompt a line",
+        "Apache-2.0",
+        "VBench-2.0, arXiv 2503.21755, github.com/Vchitect/VBench",
+        _read_vbench2,
+    ),
     "pie": Format(
         f"{_PIE}, beside annotation_images/: id -> image_path, original_prompt, editing_prompt, editing_type_id",
         _THEIRS,
         "PIE-Bench of PnP Inversion, arXiv 2310.01506, github.com/cure-lab/PnPInversion",
         _read_pie,
     ),
-    "lines": Format("a text file, a prompt a line", _THEIRS, "", _read_lines),
-    "jsonl": Format("a JSON object a line: id, text, kind and the other fields of Prompt", _THEIRS, "", _read_jsonl),
+    "lines": Format("a text file, a prompt a line", _YOURS, "", _read_lines),
+    "jsonl": Format("a JSON object a line: id, text, kind and the other fields of Prompt", _YOURS, "", _read_jsonl),
 }
 
 
@@ -630,6 +646,7 @@ def _by_folder(path: Path) -> list[str]:
         "geneval2": (path / _GENEVAL2).is_file(),
         "dpg": (path / _DPG).is_file() or (bool(texts) and (path.parent / _DPG).is_file()),
         "vbench": (path / _VBENCH).is_file() or (path / "prompts_per_dimension").is_dir(),
+        "vbench2": (path / _VBENCH2).is_file() or (path / "VBench2_full_text.txt").is_file(),
         "pie": (path / _PIE).is_file(),
     }
     return [name for name, seen in signs.items() if seen]
@@ -647,7 +664,7 @@ def _by_file(path: Path) -> list[str]:
         document = _json(path)
         items = list(document.values()) if isinstance(document, dict) else document
         row = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
-        signs = {"vbench": {"prompt_en"}, "pie": {"editing_prompt"}}
+        signs = {"vbench2" if path.name == _VBENCH2 else "vbench": {"prompt_en"}, "pie": {"editing_prompt"}}
     else:
         return []
     return [name for name, keys in signs.items() if keys <= set(row)]

@@ -43,9 +43,12 @@ METRICS: dict[str, Entry] = {
     for entry in (
         Entry("clip_t", "clip_t", "ClipT", True, True, None, "Radford et al. 2021, arXiv 2103.00020"),
         Entry("preference", "preference", "Preference", True, True, None, "Kirstain et al. 2023, arXiv 2305.01569"),
-        Entry("vqa", "vqa", "Vqa", True, True, None, "Lin et al. 2024, arXiv 2404.01291"),
+        Entry("vqa", "vqa", "Vqa", True, True, None, "Lin et al. 2024, arXiv 2404.01291; GenEval 2, arXiv 2512.16853"),
         Entry("judge", "endpoint", "Judge", True, True, None, "Park et al. 2025 (RareBench), arXiv 2410.22376"),
         Entry("consistency", "video", "consistency", True, True, None, "Esser et al. 2023, arXiv 2302.03011"),
+        Entry(
+            "frame_success", "video", "frame_success", True, True, None, "share of frames with all that was asked for"
+        ),
         Entry("fid", "distribution", "fid", False, False, "bench", "Heusel et al. 2017, arXiv 1706.08500"),
         Entry("kid", "distribution", "kid", False, False, "bench", "Binkowski et al. 2018, arXiv 1801.01401"),
         Entry("mse", "edit", "mse", False, True, None, "mean squared difference of pixels in 0..1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def pictures(images: Sequence[Image.Image], name: str = "images") -> list[Image.Image]:
-    """The pictures as a list: PIL, RGB, at least one, none of one colour.
+    """The pictures as a list: PIL, RGB, at least one.
 
-    A picture of one colour is what a safety checker or a NaN in the decoder leaves behind.
+    A picture of one colour is what a safety checker or a NaN in the decoder leaves behind. It is what the model drew,
+    so it has a score; a warning names it.
     """
     if isinstance(images, Image.Image):
         raise ValueError(f"{name} is one picture; pass a list: [{name}]")
@@ -27,8 +29,14 @@ def pictures(images: Sequence[Image.Image], name: str = "images") -> list[Image.
             raise ValueError(f"{name}[{i}] is a {type(image).__name__}; pass a PIL picture (Image.fromarray)")
         if image.mode != "RGB":
             raise ValueError(f"{name}[{i}] has mode {image.mode}; pass {name}[{i}].convert('RGB')")
-        if len(image.getcolors(1) or ()) == 1 or not image.width * image.height:
-            raise ValueError(f"{name}[{i}] is blank, all its pixels are the same; draw it again or leave it out")
+        if not image.width * image.height:
+            raise ValueError(f"{name}[{i}] has no pixels, it is {image.width} x {image.height}; leave it out")
+    if blank := [i for i, image in enumerate(images) if image.getcolors(1)]:
+        warnings.warn(
+            f"{len(blank)} of {len(images)} pictures are of one colour, {name}[{blank[0]}] first, as safety checkers "
+            "and overflows leave them; they are scored as they are",
+            stacklevel=3,
+        )
     return list(images)
 
 
@@ -89,3 +97,8 @@ def need(module: str, install: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"this metric needs {module.split('.')[0]}: pip install {install}") from error
+    except RuntimeError as error:  # torchvision made for another torch: "operator torchvision::nms does not exist"
+        raise ImportError(
+            f"{module.split('.')[0]} does not import beside torch {torch.__version__}: {error}; install torch and "
+            "torchvision from one index, both for CPU or both for the same CUDA"
+        ) from error

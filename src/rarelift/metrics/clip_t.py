@@ -47,7 +47,7 @@ class ClipT(Clip):
         """Cosine of each picture and its text, in -1..1; higher is better.
 
         Raises:
-            ValueError: the two have different lengths, nothing to score, or a picture that is blank or not RGB.
+            ValueError: the two have different lengths, nothing to score, or a picture that is empty or not RGB.
         """
         scores: list[float] = self.cosines(images, texts).tolist()
         return scores

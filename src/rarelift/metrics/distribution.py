@@ -127,7 +127,7 @@ def distance(
             compare within one extractor only.
 
     Raises:
-        ValueError: a picture that is blank or not RGB, fewer than 4 a side for KID, or features that are no [N, D].
+        ValueError: a picture that is empty or not RGB, fewer than 4 a side for KID, or features that are no [N, D].
     """
     a, b = _checks.pictures(real, "real"), _checks.pictures(fake, "fake")
     fewest = min(len(a), len(b))
@@ -171,7 +171,7 @@ class Inception:
         """Features of N pictures of one size, [N, 2048] float32 on the CPU.
 
         Raises:
-            ValueError: nothing to score, a picture that is blank or not RGB, or sizes that differ.
+            ValueError: nothing to score, a picture that is empty or not RGB, or sizes that differ.
         """
         pictures = _checks.pictures(images)
         if len(sizes := {image.size for image in pictures}) > 1:

@@ -1,8 +1,8 @@
 """How far an edited picture is from its original: mse, psnr, ssim, lpips.
 
 All compare picture i with reference i. `masks` restricts mse and psnr to where no edit was asked for: PIL pictures of
-mode "L" or "1" and the same size, anything but black where a pixel counts. Ssim and lpips look at neighbourhoods,
-which reach over the edge of a mask, and take none.
+mode "L" or "1" and the same size, anything but black where a pixel counts; `unedited` makes those of PIE-Bench. Ssim
+and lpips look at neighbourhoods, which reach over the edge of a mask, and take none.
 """
 
 from __future__ import annotations
@@ -58,13 +58,39 @@ def _masked(
     return kept
 
 
+def unedited(runs: Sequence[int], size: tuple[int, int] = (512, 512)) -> Image.Image:
+    """The mask, for `mse` and `psnr`, of where PIE-Bench asks for no edit: a picture of mode L, white there.
+
+    The outermost pixels are black, as in its own evaluation.
+
+    Args:
+        runs: `mask` of an entry of its mapping file: first pixel and length in turn of what is to be edited, pixels
+            counted row by row.
+        size: width and height of the picture.
+
+    Raises:
+        ValueError: an odd number of runs, or one that is negative or begins outside of the picture.
+    """
+    width, height = size
+    if len(runs) % 2:
+        raise ValueError(f"runs holds {len(runs)} numbers; pass first pixel and length in turn")
+    mask = np.full((height, width), 255, dtype=np.uint8)
+    keep = mask.reshape(-1)
+    for first, length in zip(runs[::2], runs[1::2], strict=True):
+        if not (0 <= first < keep.size and length >= 0):
+            raise ValueError(f"runs has {length} pixels from {first} on; a picture of {size} has {keep.size}")
+        keep[first : first + length] = 0
+    mask[[0, -1]] = mask[:, [0, -1]] = 0
+    return Image.fromarray(mask)
+
+
 def mse(
     images: Sequence[Image.Image], references: Sequence[Image.Image], masks: Sequence[Image.Image] | None = None
 ) -> list[float]:
     """Mean squared difference of pixels in 0..1, one number a pair, in 0..1; lower is better.
 
     Raises:
-        ValueError: lengths or sizes differ, a picture that is blank or not RGB, or a mask that keeps nothing.
+        ValueError: lengths or sizes differ, a picture that is empty or not RGB, or a mask that keeps nothing.
     """
     return [float((a - b).square().mean()) for a, b in _masked(images, references, masks)]
 
@@ -75,7 +101,7 @@ def psnr(
     """Peak signal-to-noise ratio, -10 log10(mse), in decibels, 0 or more, inf for equal pixels; higher is better.
 
     Raises:
-        ValueError: lengths or sizes differ, a picture that is blank or not RGB, or a mask that keeps nothing.
+        ValueError: lengths or sizes differ, a picture that is empty or not RGB, or a mask that keeps nothing.
     """
     pairs = _masked(images, references, masks)
     functional = _checks.need("torchmetrics.functional.image", "'rarelift[bench]'")
@@ -88,7 +114,7 @@ def ssim(images: Sequence[Image.Image], references: Sequence[Image.Image]) -> li
     Wang et al. 2004 (IEEE TIP 13(4), doi 10.1109/TIP.2003.819861).
 
     Raises:
-        ValueError: lengths or sizes differ, a picture that is blank or not RGB, or one narrower than the window.
+        ValueError: lengths or sizes differ, a picture that is empty or not RGB, or one narrower than the window.
     """
     pairs = _pairs(images, references)
     for i, (a, _) in enumerate(pairs):
@@ -106,7 +132,7 @@ def lpips(
     Needs torchvision, and the weights of its network in the cache of torch.hub.
 
     Raises:
-        ValueError: lengths or sizes differ, a picture that is blank or not RGB, or an unknown net.
+        ValueError: lengths or sizes differ, a picture that is empty or not RGB, or an unknown net.
         ImportError: torchvision is missing.
         FileNotFoundError: the weights are not in the cache; the error says which file belongs where.
     """
@@ -115,15 +141,10 @@ def lpips(
         raise ValueError(f"no net {net!r}; there are: {', '.join(kinds)}")
     pairs = _pairs(images, references)
     torchvision = _checks.need("torchvision.models", "torchvision")
-    functional = _checks.need("torchmetrics.functional.image.lpips", "'rarelift[bench]'")
+    image = _checks.need("torchmetrics.image.lpip", "'rarelift[bench]'")
     url = getattr(torchvision, kinds[net]).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
         raise FileNotFoundError(f"nothing is downloaded: put {url} at {file}")
-    scores = []
-    for a, b in pairs:
-        score = functional.learned_perceptual_image_patch_similarity(
-            a[None].float(), b[None].float(), net_type=net, normalize=True
-        )
-        scores.append(float(score))
-    return scores
+    network = image.LearnedPerceptualImagePatchSimilarity(net_type=net, normalize=True)
+    return [float(network(a[None].float(), b[None].float())) for a, b in pairs]

@@ -20,14 +20,18 @@ class Clip:
     """A CLIP (Radford et al. 2021) that turns pictures and texts into unit vectors.
 
     Args:
-        path: a directory as `save_pretrained` writes it, or, for open_clip, one with `open_clip_config.json`.
+        path: a directory as `save_pretrained` writes it; for open_clip, one with `open_clip_config.json`, or a file of
+            weights.
         backend: "transformers", or "open_clip" if that package is installed.
         processor: a directory with tokenizer and image processor, where they are not beside the weights.
+        architecture: open_clip's name for what a file of weights is of, "ViT-H-14" for HPS_v2.1_compressed.pt.
         device: where it runs.
         batch_size: pictures or texts at a time; does not change the numbers beyond rounding.
 
     Raises:
-        ValueError: no such directory, no CLIP in it, weights are missing, or an unknown backend.
+        ValueError: no such directory or file, no CLIP in it, weights are missing, a file without architecture or the
+            other way round, or an unknown backend or architecture.
+        ImportError: open_clip is missing.
     """
 
     def __init__(
@@ -36,17 +40,22 @@ class Clip:
         backend: Literal["transformers", "open_clip"] = "transformers",
         *,
         processor: str | os.PathLike[str] | None = None,
+        architecture: str | None = None,
         device: str = "cpu",
         batch_size: int = 64,
     ) -> None:
-        loaders = {"transformers": _transformers, "open_clip": _open_clip}
-        if backend not in loaders:
-            raise ValueError(f"no backend {backend!r}; there are: {', '.join(loaders)}")
+        if backend not in ("transformers", "open_clip"):
+            raise ValueError(f"no backend {backend!r}; there are: transformers, open_clip")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1")
-        weights = _checks.checkpoint(os.fspath(path))
-        words = weights if processor is None else _checks.checkpoint(os.fspath(processor))
-        self.model, self._see, self._read = loaders[backend](weights, words, device)
+        if architecture is not None and backend != "open_clip":
+            raise ValueError(f"architecture {architecture!r} is for backend='open_clip'; here config.json says it")
+        words = None if processor is None else _checks.checkpoint(os.fspath(processor))
+        if backend == "open_clip":
+            self.model, self._see, self._read = _open_clip(os.fspath(path), words, device, architecture)
+        else:
+            weights = _checks.checkpoint(os.fspath(path))
+            self.model, self._see, self._read = _transformers(weights, words or weights, device)
         self.batch_size = batch_size
 
     @property
@@ -66,7 +75,8 @@ class Clip:
         """Cosine of each picture and its text, [N], in -1..1."""
         pictures, words = _checks.pictures(images), _checks.texts(texts)
         _checks.same_length(pictures, words, "texts")
-        return (self.images(pictures) * self.texts(words)).sum(-1)
+        seen, read = self._embed(self._see, pictures, "embeddings of images"), self.texts(words)
+        return (seen * read).sum(-1)
 
     @torch.no_grad()
     def _embed(self, one: Callable[[list[Any]], torch.Tensor], items: list[Any], name: str) -> torch.Tensor:
@@ -114,11 +124,20 @@ def _pooled(output: Any) -> torch.Tensor:
     return vectors
 
 
-def _open_clip(path: str, words: str, device: str) -> Loaded:
+def _open_clip(path: str, words: str | None, device: str, architecture: str | None) -> Loaded:
+    if os.path.isfile(path) != (architecture is not None):
+        raise ValueError(f"architecture is {architecture!r} and path {path!r}; a file of weights needs one, 'ViT-H-14'")
+    if architecture is None:
+        _checks.checkpoint(path)
     open_clip = _checks.need("open_clip", "open_clip_torch")
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{path}", device=device)
+    if architecture is not None and architecture not in open_clip.list_models():
+        raise ValueError(f"open_clip knows no architecture {architecture!r}; open_clip.list_models() has the names")
+    name = architecture or f"local-dir:{path}"
+    model, preprocess = open_clip.create_model_from_pretrained(
+        name, pretrained=path if architecture else None, device=device
+    )
     model = model.eval()
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{words}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{words}" if words else name)
 
     def see(images: list[Image.Image]) -> torch.Tensor:
         vectors: torch.Tensor = model.encode_image(torch.stack([preprocess(image) for image in images]).to(device))

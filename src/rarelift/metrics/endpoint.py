@@ -104,7 +104,7 @@ class Judge:
         """One verdict a picture, its score in 1..5 or None; higher is better.
 
         Raises:
-            ValueError: the two have different lengths, nothing to score, or a picture that is blank or not RGB.
+            ValueError: the two have different lengths, nothing to score, or a picture that is empty or not RGB.
             EndpointError: the endpoint refuses every request of this kind (401, 404, ...).
         """
         pictures, words = _checks.pictures(images), _checks.texts(texts)

@@ -16,8 +16,9 @@ class Preference(Clip):
     """PickScore (Kirstain et al. 2023, arXiv 2305.01569), or another of its kind, from a local path.
 
     Takes what `Clip` takes. PickScore_v1 comes without tokenizer and image processor: name the directory of
-    CLIP-ViT-H-14-laion2B-s32B-b79K as `processor`. HPS v2 (Wu et al. 2023, arXiv 2306.09341) is of the same kind, but
-    its own script leaves out the scale: divide by `scale` for its numbers.
+    CLIP-ViT-H-14-laion2B-s32B-b79K as `processor`. HPS v2 (Wu et al. 2023, arXiv 2306.09341) is a file of open_clip's:
+    `backend="open_clip", architecture="ViT-H-14"`. The number that its authors report is the cosine, which `ClipT` of
+    the same file gives; their script resizes a tensor, and not a PIL picture, which moves it a little.
     """
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
@@ -27,7 +28,7 @@ class Preference(Clip):
         probability that the one is preferred.
 
         Raises:
-            ValueError: the two have different lengths, nothing to score, or a picture that is blank or not RGB.
+            ValueError: the two have different lengths, nothing to score, or a picture that is empty or not RGB.
         """
         scores: list[float] = (self.scale * self.cosines(images, texts)).tolist()
         return scores

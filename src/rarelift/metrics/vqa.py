@@ -1,7 +1,7 @@
 """Questions about a picture, put to a local vision-language model: the probability of the right answer is the score.
 
 VQAScore (Lin et al. 2024, arXiv 2404.01291) asks one question about the whole text; TIFA (Hu et al. 2023, arXiv
-2303.11897) and GenEval 2 (Kamath et al. 2025, arXiv 2512.16853) ask one about each atom of it, and average.
+2303.11897) and Soft-TIFA (GenEval 2, Kamath et al. 2025, arXiv 2512.16853) ask one about each atom of it, and average.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-VQA_SCORE = 'Does this figure show "{}"? Please answer yes or no.'  # section 3 of the paper; the wording is the metric
+# the wording is part of a metric: section 3 of the VQAScore paper, and evaluation.py of GenEval 2
+VQA_SCORE = 'Does this figure show "{}"? Please answer yes or no.'
+SOFT_TIFA = "{} Answer in one word."
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 class Atoms(NamedTuple):
-    """Means over the atoms of one picture: the geometric one is near 0 as soon as one atom is missing."""
+    """Means over the atoms of one picture, Soft-TIFA AM and GM of GenEval 2.
+
+    The geometric one is near 0 as soon as one atom is missing: it estimates whether the whole prompt is there, the
+    arithmetic one how much of it.
+    """
 
     arithmetic: float
     geometric: float
@@ -98,12 +105,13 @@ class Vqa:
         Args:
             images: one picture a question; the same one several times for several atoms.
             questions: put as they stand, so say in them how to answer.
-            answers: what is expected, "yes" for all if None. Upper or lower case does not matter.
+            answers: what is expected, "yes" for all if None. It counts in lower case and capitalised, with a space
+                before it and without, and a number up to ten as a word and in digits.
             against: "yes/no" weighs yes and no against each other only, whatever else the model would rather say;
                 "vocabulary" against every token, as VQAScore does, and takes other answers ("four").
 
         Raises:
-            ValueError: lengths differ, nothing to score, a picture that is blank or not RGB, an answer other than yes
+            ValueError: lengths differ, nothing to score, a picture that is empty or not RGB, an answer other than yes
                 and no against "yes/no", or one that the tokenizer does not know.
         """
         pictures, asked = _checks.pictures(images), _checks.texts(questions, "questions")
@@ -128,6 +136,33 @@ class Vqa:
                 scores.append(float((row[tokens[answer]].logsumexp(0) - rivals.logsumexp(0)).exp()))
         return scores
 
+    def soft_tifa(self, images: Sequence[Image.Image], asked: Sequence[Sequence[tuple[str, str]]]) -> list[list[float]]:
+        """Probability of the right answer to each question about each picture, in 0..1; higher is better.
+
+        The soft scores of GenEval 2, against the whole vocabulary; `atoms` makes Soft-TIFA AM and GM of a picture's.
+        Its authors use Qwen3-VL-8B-Instruct: numbers of another model do not compare with theirs.
+
+        Args:
+            images: N pictures.
+            asked: N lists of (question, expected answer), `Prompt.atoms` for one.
+
+        Raises:
+            ValueError: a picture without questions, or as when called.
+        """
+        _checks.same_length(images, asked, "lists of questions")
+        for i, pairs in enumerate(asked):
+            if not len(pairs):
+                raise ValueError(f"asked[{i}] is empty; ask at least one question about each picture")
+        scores = iter(
+            self(
+                [image for image, pairs in zip(images, asked, strict=True) for _ in pairs],
+                [SOFT_TIFA.format(question) for pairs in asked for question, _ in pairs],
+                [answer for pairs in asked for _, answer in pairs],
+                against="vocabulary",
+            )
+        )
+        return [[next(scores) for _ in pairs] for pairs in asked]
+
     def vqa_score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
         """VQAScore: P("Yes") to the paper's question about each text, in 0..1; higher is better.
 
@@ -138,8 +173,11 @@ class Vqa:
 
     def _tokens(self, answer: str) -> list[int]:
         """First tokens of the ways to write an answer; whole words where the tokenizer has them."""
-        tokenizer = self.processor.tokenizer
-        ways = [space + word for space in ("", " ") for word in (answer, answer.capitalize(), answer.upper())]
+        tokenizer, words = self.processor.tokenizer, {answer, answer.capitalize()}
+        for digits, number in enumerate(_NUMBERS):
+            if answer in (str(digits), number):
+                words |= {str(digits), number, number.capitalize()}
+        ways = [space + word for space in ("", " ") for word in words]
         found = [tokenizer.encode(way, add_special_tokens=False) for way in ways]
         found = [ids for ids in found if ids and ids[0] != tokenizer.unk_token_id and tokenizer.decode(ids[:1]).strip()]
         whole = [ids for ids in found if len(ids) == 1]
