@@ -47,7 +47,8 @@ def parse(text: str) -> tuple[str, str]:
         raise ValueError(f"metric {text!r}: {name} takes no value")
     if takes is not None and not value and name != "clip_t":
         raise ValueError(f"metric {text!r} needs a value: {name}={takes}")
-    if value and takes == _PATH and not Path(value).expanduser().is_dir():
+    path = Path(value).expanduser()
+    if value and takes == _PATH and not (path.is_dir() or (path.is_file() and name != "vqa")):
         raise ValueError(f"metric {text!r}: there is no folder {value!r}; give one with a checkpoint in it")
     if name == "judge":
         _address(value)
@@ -107,9 +108,11 @@ def _by_text(name: str) -> Callable[[str], Scorer]:
     """A metric that is made of a checkpoint's path, and called with pictures and texts."""
 
     def build(path: str) -> Scorer:
-        folder = Path(path or CLIP).expanduser()
-        backend = "open_clip" if (folder / "open_clip_config.json").is_file() else "transformers"
-        scorer = metrics.get(name).load()(folder, backend, device=_device())
+        given = Path(path or CLIP).expanduser()
+        how = {"backend": "open_clip"} if given.is_file() or (given / "open_clip_config.json").is_file() else {}
+        if given.is_file():
+            how["architecture"] = _HPS
+        scorer = metrics.get(name).load()(given, device=_device(), **how)
 
         def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float | str]]:
             return [{name: value} for value in scorer(images, [p.text for p in prompts])]
@@ -127,13 +130,11 @@ def _vqa(path: str) -> Scorer:
     def score(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[dict[str, float | str]]:
         rows: list[dict[str, float | str]] = []
         for image, prompt in zip(images, prompts, strict=True):
-            if not prompt.atoms:
+            if prompt.atoms:
+                found = atoms(model.soft_tifa([image], [prompt.atoms])[0])
+                rows.append({"vqa_mean": found.arithmetic, "vqa_geometric": found.geometric})
+            else:
                 rows.append({"vqa_score": model.vqa_score([image], [prompt.text])[0]})
-                continue
-            questions, answers = zip(*prompt.atoms, strict=True)
-            against = "yes/no" if {a.strip().lower() for a in answers} <= {"yes", "no"} else "vocabulary"
-            found = atoms(model([image] * len(questions), questions, answers, against=against))
-            rows.append({"vqa_mean": found.arithmetic, "vqa_geometric": found.geometric})
         return rows
 
     return score
@@ -161,11 +162,12 @@ def _judge(value: str) -> Scorer:
 
 
 _PATH = "PATH"
+_HPS = "ViT-H-14"  # of open_clip, for a file of weights: HPS v2 comes as one
 KINDS = {
     "attributes": Kind(None, "success, attributes: for Menagerie, whether all is there, and the share", _attributes),
     "clip_t": Kind(_PATH, "clip_t: cosine of picture and prompt; the bundled CLIP without a path", _by_text("clip_t")),
-    "preference": Kind(_PATH, "preference: PickScore or another CLIP of its kind", _by_text("preference")),
-    "vqa": Kind(_PATH, "vqa_mean, vqa_geometric: P(right) over a prompt's questions; vqa_score without any", _vqa),
+    "preference": Kind(_PATH, "preference: PickScore from a folder, HPS v2 from its file", _by_text("preference")),
+    "vqa": Kind(_PATH, "vqa_mean, vqa_geometric: Soft-TIFA over a prompt's questions; vqa_score without any", _vqa),
     "judge": Kind("URL#MODEL", f"judge: 1 to 5 by a chat endpoint, its key in {KEY}; answers are kept", _judge),
 }
 DEFAULT = ("attributes", "clip_t")
