@@ -11,7 +11,6 @@ import html
 import io
 import json
 import math
-import shlex
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..pictures import check_writable
-from ..prompts import SUITES
 from . import plots, stats, summary
 from .runs import UNTOUCHED, Unit, write
 from .summary import guidance as said_guidance
@@ -178,7 +176,7 @@ def _facts(run: _Named) -> str:
         "Machine": ", ".join(f"{key} {value}" for key, value in machine.items()),
     }
     listed = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in facts.items())
-    command, besides = _command(record)
+    command, besides = summary.command(record)
     note = f'<p class="muted">{_e(besides)}</p>' if besides else ""
     return (
         f"<details><summary>What was run, and how to run it again</summary><dl>{listed}</dl>"
@@ -190,30 +188,6 @@ def _settings(settings: dict[str, Any] | None) -> str:
     if settings is None:
         return "nothing is done to the model"
     return ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-
-
-def _command(record: Record) -> tuple[str, str]:
-    """The command that draws the run again, and what it cannot say."""
-    plan, besides = record.plan, []
-    name, call = str(plan["suite"]["name"]), dict(plan.get("call", {}))
-    words = ["rarelift", "bench", record.folder.name]
-    words += ["--suite", name if name in SUITES else f"PATH-OF-{name}"]
-    if name not in SUITES:
-        besides.append(f"PATH-OF-{name} stands for the file or folder that holds the prompts.")
-    words += ["--prompts", str(plan["suite"]["n"])]
-    for method in record.methods:
-        words += ["--method", method]
-    for guidance in plan["guidances"]:
-        words += ["--guidance", f"{guidance!r}"] if guidance is not None else []
-    words += ["--seeds", str(len(plan["seeds"])), "--model", str(plan["model"])]
-    for metric in plan.get("metrics", ()):
-        words += ["--metric", metric]
-    words += ["--batch-size", str(plan.get("batch_size"))]
-    if steps := call.pop("num_inference_steps", None):
-        words += ["--steps", str(steps)]
-    if call:
-        besides.append(f"From Python only: {', '.join(f'{key}={value!r}' for key, value in call.items())}.")
-    return shlex.join(words), " ".join(besides)
 
 
 # ---------------------------------------------------------------- tables

@@ -394,7 +394,10 @@ def report(measured: Measured, real: Reference | None = None) -> str:
         f"{f' Real pictures: {real.said}.' if real else ''}\n\n"
         f'Columns that end in "published": {PUBLISHED}. Rows that are {NOT_BUILT} say so.\n'
     )
-    parts = [head]
+    title = f"# The paper's three tables, on {plan['model']}\n"
+    commands = "".join(f"    {summary.command(record)[0]}\n" for record in measured.records)
+    again = " ".join(record.folder.name for record in measured.records)
+    parts = [title, f"{commands}    rarelift report paper {again}\n", head]
     for guidance in measured.guidances:
         parts.append(f"## guidance_scale {summary.guidance(guidance)}\n")
         parts.append(markdown(tables(measured, guidance, real)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..prompts import SUITES, load
 from . import stats
 from .runs import UNTOUCHED, read_manifest, read_scores
 
@@ -93,6 +95,36 @@ def read(folder: Path) -> Record:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder}: the manifest cannot be read: {type(error).__name__}: {error}") from error
     return found
+
+
+def command(record: Record) -> tuple[str, str]:
+    """The command that draws the run again, and what it cannot say."""
+    plan, besides = record.plan, []
+    name, call = str(plan["suite"]["name"]), dict(plan.get("call", {}))
+    words = ["rarelift", "bench", record.folder.name]
+    words += ["--suite", name if name in SUITES else f"PATH-OF-{name}"]
+    if name not in SUITES:
+        besides.append(f"PATH-OF-{name} stands for the file or folder that holds the prompts.")
+    elif name.startswith("menagerie") and plan["suite"]["digest"] == _tuning(name, plan["suite"]["n"]):
+        words += ["--split", "tune"]
+    words += ["--prompts", str(plan["suite"]["n"])]
+    for method in record.methods:
+        words += ["--method", method]
+    for guidance in plan["guidances"]:
+        words += ["--guidance", f"{guidance!r}"] if guidance is not None else []
+    words += ["--seeds", str(len(plan["seeds"])), "--model", str(plan["model"])]
+    for metric in plan.get("metrics", ()):
+        words += ["--metric", metric]
+    words += ["--batch-size", str(plan.get("batch_size"))]
+    if steps := call.pop("num_inference_steps", None):
+        words += ["--steps", str(steps)]
+    if call:
+        besides.append(f"From Python only: {', '.join(f'{key}={value!r}' for key, value in call.items())}.")
+    return shlex.join(words), " ".join(besides)
+
+
+def _tuning(name: str, n: int) -> str:
+    return load(name, limit=n, split="tune").digest
 
 
 @dataclass(frozen=True)
