@@ -95,7 +95,7 @@ def kinds_of_failure() -> list[tuple[Any, type[Exception], str]]:
     return [
         (absent, ValueError, "no such model"),
         (short, RuntimeError, "memory is short for one picture at a time"),
-        (dying, RuntimeError, "a worker died 4 times"),
+        (dying, RuntimeError, "a worker died or was out of reach 4 times"),
     ]
 
 

@@ -41,7 +41,7 @@ def workers(
         ImportError: ray is not installed.
         ValueError: n is below 1, or above the CPU cores that Ray has.
         ConnectionError: there is no cluster at that address.
-        RuntimeError: a worker died more than `RESTARTS` times.
+        RuntimeError: a worker died, or was out of reach, more than `RESTARTS` times.
     """
     if n < 1:
         raise ValueError(f"workers must be at least 1, got {n}")
@@ -72,8 +72,8 @@ def workers(
                 yield from pool.map_unordered(lambda worker, batch: worker.draw.remote(batch), batches)
             except ray.exceptions.RayActorError as error:
                 raise RuntimeError(
-                    f"a worker died {RESTARTS + 1} times, the last time so: {_first_line(error)}; what is drawn is "
-                    "kept. Try fewer workers or a smaller batch_size: memory may be short"
+                    f"a worker died or was out of reach {RESTARTS + 1} times, the last time so: {_first_line(error)}; "
+                    "what is drawn is kept. Try fewer workers or a smaller batch_size: memory may be short"
                 ) from error
             except ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from None
