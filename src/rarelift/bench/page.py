@@ -205,7 +205,7 @@ def _section(run: _Named, index: int, methods: list[str]) -> str:
 def _tables(rows: list[Row], of: str, *, notes: Sequence[str] | None = None) -> Iterable[str]:
     """A table per metric, and what the columns mean."""
     tested = any(row.difference for row in rows)
-    heads = ["guidance_scale", "method", "pictures", "mean [95% interval]"]
+    heads = ["guidance", "method", "pictures", "mean [95% interval]"]
     heads += ["minus untouched [95% interval]", "p", "p, Holm", "detectable"] if tested else []
     for metric in dict.fromkeys(row.metric for row in rows):
         means = f" <small>{_e(_MEANS[metric])}</small>" if metric in _MEANS else ""
@@ -235,15 +235,16 @@ def _estimate(text: str) -> str:
     return f"{value} <small>{interval}</small>" if interval else value
 
 
-def _table(caption: str, heads: Sequence[str], lines: Iterable[str], label: str, *, texts: int = 2) -> str:
-    """A table that scrolls inside itself where it is wider than the screen; the first columns are words."""
+def _table(caption: str, heads: Sequence[str], lines: Iterable[str], label: str) -> str:
+    """A table that scrolls inside itself where it is wider than the screen; the first two columns are words."""
     cells = "".join(
-        f'<th scope="col"{" class=text" if i < texts else ""}>{_e(head).replace(" [", "<br>[")}</th>'
+        f'<th scope="col"{" class=text" if i < 2 else ""}>{_e(head).replace(" [", "<br>[")}</th>'
         for i, head in enumerate(heads)
     )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{_e(label)}"><table><caption>{caption}</caption>'
-        f"<thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<p class="caption">{caption}</p><div class="scroll" role="region" tabindex="0" aria-label="{_e(label)}">'
+        f'<table aria-label="{_e(label)}"><thead><tr>{cells}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
@@ -309,7 +310,7 @@ def _counts(record: Record) -> str:
                 f"{''.join(f'<td>{number}</td>' for number in numbers)}</tr>"
             )
             last = guidance
-        heads = ["guidance_scale", "method", "pairs"]
+        heads = ["guidance", "method", "pairs"]
         heads += ["won", "lost", "both right", "neither right"] if binary else ["higher", "lower", "the same"]
         if lines:
             parts.append(_table(_e(metric), heads, lines, f"pairs, {metric}"))
