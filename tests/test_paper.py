@@ -138,6 +138,14 @@ def test_the_report_says_what_is_not_ours(measured: paper.Measured) -> None:
     assert len({line.count("|") for line in rows}) == 3  # as many as there are tables
 
 
+def test_an_unfinished_run_is_said_to_be_so(measured: paper.Measured, tmp_path: Path) -> None:
+    assert "Unfinished" not in paper.report(measured)
+    folder = held(tmp_path / "rare", "menagerie-rare")
+    lines = (folder / SCORES).read_text().splitlines(keepends=True)
+    (folder / SCORES).write_text("".join(lines[:-3]))
+    assert "Unfinished: 3 pictures are missing" in paper.report(paper.read([folder]))
+
+
 def test_guidances_may_lie_in_several_runs(runs: list[Path], tmp_path: Path) -> None:
     more = [held(tmp_path / s, f"menagerie-{s}", guidances=(2.0,)) for s in ("rare", "common")]
     both = paper.read([*runs, *more])

@@ -399,6 +399,9 @@ def report(measured: Measured, real: Reference | None = None) -> str:
         f"{f' Real pictures: {real.said}.' if real else ''}\n\n"
         f'Columns that end in "published": {PUBLISHED}. Rows that are {NOT_BUILT} say so.\n'
     )
+    missing = sum(record.total - record.made for record in measured.records)
+    if missing:
+        head += f"\nUnfinished: {missing} pictures are missing; the commands above draw them.\n"
     title = f"# The paper's three tables, on {plan['model']}\n"
     commands = "".join(f"    {summary.command(record)[0]}\n" for record in measured.records)
     again = " ".join(record.folder.name for record in measured.records)
