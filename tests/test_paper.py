@@ -15,7 +15,7 @@ from rarelift.bench import paper
 from rarelift.bench.runs import SCORES, Method, Plan, Run, append
 from rarelift.menagerie.world import ATTRIBUTES, Thing, render
 
-METHODS = tuple(map(Method.parse, ("untouched", "lift:alpha=1.2", "lift", "lift:alpha=2", "lift:carry=true")))
+METHODS = tuple(map(Method.parse, ("untouched", "lift:carry=true", "lift:alpha=1.2", "lift", "lift:alpha=2")))
 RARE = {"untouched": 0.5, "lift:alpha=1.2": 0.55, "lift": 0.6, "lift:alpha=2": 0.4, "lift:carry=true": 0.0}
 
 
