@@ -155,15 +155,6 @@ def preferred(side: Side, method: str, guidance: float | None) -> tuple[str, Est
     return None
 
 
-def extra_seconds(side: Side, method: str, guidance: float | None) -> Estimate | None:
-    """Time a picture, over that of untouched, minus 1. Batches, told by their time, are what is resampled."""
-    own, base = (side.groups.get((name, guidance), {}) for name in (method, UNTOUCHED))
-    pairs = [(own[key]["seconds"], base[key]["seconds"]) for key in own if key in base]
-    ratios = [a / b - 1 for a, b in pairs if b]
-    clusters = [b for _, b in pairs if b]
-    return stats.mean(ratios, clusters) if len(set(clusters)) > 1 else None
-
-
 @dataclass(frozen=True)
 class Reference:
     """Features of real pictures, [N, D], what makes such features, and in words what they are of."""
@@ -277,7 +268,7 @@ def _methods(measured: Measured, guidance: float | None) -> Table:
         else:
             judged = preferred(measured.rare, method, guidance)
             liked = "not measured" if judged is None else f"{judged[1]:.3f}"
-            seconds = _percent(extra_seconds(measured.rare, method, guidance))
+            seconds = "see below"
             if judged:
                 notes.append(
                     "Preferred: how often the picture of the same noise is the better one, by the "
@@ -286,8 +277,8 @@ def _methods(measured: Measured, guidance: float | None) -> Table:
             notes += _about(measured.rare, method, guidance)
         rows.append((name, _said(_mean(values)), _said(_mean(success)), liked, seconds, clip_t, cost))
     notes.append(
-        "Extra time: as the run went, one method after the other; `benchmarks/overhead.py` takes turns and is the one "
-        "to quote."
+        "Extra time: a run draws one method after the other, so what else the machine does would be in it; "
+        "`benchmarks/overhead.py` takes turns, and docs/overhead.md holds what it found."
     )
     head = ("method", "CLIP-T, rare", "success, rare", "preferred to untouched", "extra time")
     return Table("Methods", (*head, "CLIP-T, published", "cost, published"), rows, notes)
