@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ BATCH = 16
 
 
 def planned(prompts: int, metrics: Sequence[str] = ()) -> Plan:
-    plan = session.planned("menagerie-rare", first=prompts, methods=("untouched",), batch_size=BATCH, metrics=metrics)
-    return plan if metrics else Plan(plan.suite, plan.methods, plan.guidances, plan.seeds, batch_size=BATCH)
+    plan = session.planned("menagerie-rare", first=prompts, methods=("untouched",), batch_size=BATCH)
+    return replace(plan, metrics=tuple(metrics))
 
 
 def loop(worker: Worker) -> float:

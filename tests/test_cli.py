@@ -142,6 +142,12 @@ def test_a_bench_and_its_reports(tmp_path: Path) -> None:
     assert "### Alpha" in (tmp_path / "paper.md").read_text()
 
 
+def test_a_bench_of_one_prompt_has_no_table_and_is_no_error(tmp_path: Path) -> None:
+    done = rarelift("bench", "one", "--prompts", 1, "--steps", 1, "--guidance", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "one: 2 pictures made, 2 of 2 there\n"
+
+
 def test_a_bench_says_what_there_is() -> None:
     done = rarelift("bench", "--list")
     for name in ("menagerie-texture", "geneval2", "lift:NAME=VALUE", "judge=URL#MODEL"):

@@ -109,7 +109,8 @@ def test_the_head_says_what_was_run(tmp_path: Path) -> None:
     assert "Unfinished" not in text
 
 
-def test_the_command_draws_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("split", [None, "tune"])
+def test_the_command_draws_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str | None) -> None:
     from typer.testing import CliRunner
 
     from rarelift.bench import session
@@ -117,6 +118,7 @@ def test_the_command_draws_the_same_plan(tmp_path: Path, monkeypatch: pytest.Mon
 
     chosen = session.planned(
         "menagerie-rare",
+        split=split,
         first=5,
         methods=("untouched", "lift:alpha=2,tokens=striped+crown"),
         guidances=(1.5, 3),
@@ -135,6 +137,17 @@ def test_the_command_draws_the_same_plan(tmp_path: Path, monkeypatch: pytest.Mon
     assert words[:3] == ["rarelift", "bench", "my run"]
     CliRunner().invoke(app, words[1:])
     assert seen[0].to_dict() == chosen.to_dict()
+
+
+def test_a_file_that_is_called_as_a_suite_of_ours_is_not_taken_for_it(tmp_path: Path) -> None:
+    from rarelift.bench import session
+
+    (tmp_path / "rare.txt").write_text("a purple lion\na red frog\n")
+    chosen = session.planned(str(tmp_path / "rare.txt"), methods=("untouched",))
+    folder = held(tmp_path / "run", chosen, lambda *_: {})
+    said, besides = summary.command(summary.read(folder))
+    assert "--suite PATH-OF-rare" in said
+    assert besides
 
 
 def test_what_is_missing_and_what_is_nan_is_said(tmp_path: Path) -> None:

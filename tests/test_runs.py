@@ -276,6 +276,13 @@ def test_short_memory_halves_the_batch(
     assert len(read_scores(tmp_path / "run")) == 4
 
 
+def test_guidances_that_are_near_have_folders_of_their_own() -> None:
+    paths = {Unit(UNTOUCHED, guidance, "p", 0).path for guidance in (1.0, 1.0000001, 10.0, None)}
+    assert len(paths) == 4
+    assert Unit(UNTOUCHED, 7.5, "p", 0).path == "images/untouched/g7.5/p-s0.png"
+    assert Unit(UNTOUCHED, 10.0, "p", 0).path == "images/untouched/g10/p-s0.png"
+
+
 def test_a_picture_of_nan_is_a_failure_and_the_others_of_its_batch_are_not(
     tmp_path: Path, tiny: pipelines.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +348,8 @@ def test_methods_are_read() -> None:
         ({"seeds": (1, 1)}, "seeds holds a value twice"),
         ({"guidances": ()}, "needs guidances"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"methods": (Method("a b"), Method("a/b"))}, "share the folder"),
+        ({"methods": (Method("a b"), Method("a/b"))}, "two methods would share the file name 'a-b'"),
+        ({"suite": Suite("s", "1", "none", "here", (Prompt("a b", "x", "k"), Prompt("a/b", "y", "k")))}, "two prompts"),
     ],
 )
 def test_plans_that_cannot_be(changed: dict[str, Any], said: str) -> None:

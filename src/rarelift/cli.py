@@ -178,7 +178,7 @@ def bench(
         raise ValueError("give a folder for the run, such as runs/first; --list shows what there is")
     from .bench.session import bench as measure
     from .bench.session import planned
-    from .bench.summary import markdown, rows
+    from .bench.summary import markdown, read
 
     plan = planned(
         suite,
@@ -195,8 +195,8 @@ def bench(
     )
     made, held = measure(plan, run, limit=limit, workers=workers, address=address)
     print(f"{run}: {made} pictures made, {held} of {plan.total} there")
-    if plan.metrics:
-        print(markdown(rows(run)), end="")
+    if held and (rows := read(run).rows):
+        print(markdown(rows), end="")
 
 
 @app.command(

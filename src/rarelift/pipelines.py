@@ -79,7 +79,7 @@ def load(model: str = BUNDLED, *, dtype: torch.dtype | None = None, device: str 
         pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **absent)
     except (Exception, SystemExit) as error:  # each loader of diffusers and transformers raises its own kind
         where = "" if folder.is_dir() else "there is no such folder here, and as a hub id: "
-        raise ModelError(f"cannot load {model!r}: {where}{_first_line(error)}") from error
+        raise ModelError(f"cannot load {model!r}: {where}{first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return Model(model, pipe.to(device), _defaults(folder))
 
@@ -120,7 +120,7 @@ def _check_folder(folder: Path) -> dict[str, None]:
             with safe_open(path, "pt"):  # reads the header and compares it with the length of the file
                 pass
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
+            raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
     return absent
 
 
@@ -133,7 +133,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} cannot be read: it holds a {type(content).__name__}, not settings by name")
     return content
@@ -144,7 +144,8 @@ def _defaults(folder: Path) -> dict[str, Any]:
     return _read_json(path) if path.is_file() else {}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from .. import pipelines
 from ..attach import apply
@@ -29,7 +26,7 @@ class Made:
     """A picture, None where it came out as NaN.
 
     `answers` is what a judge said in words. `seconds` is this picture's share of its batch, scoring left out. `call`
-    holds the arguments of the pipeline.
+    holds the arguments of the pipeline. `notes` is what the user should hear, once a batch.
     """
 
     image: Image.Image | None
@@ -37,6 +34,7 @@ class Made:
     answers: dict[str, str]
     seconds: float
     call: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 class Worker:
@@ -58,9 +56,10 @@ class Worker:
         call = {**self.model.defaults, **dict(self.plan.call)}
         if guidance is not None:
             call["guidance_scale"] = guidance
+        notes: list[str] = []
         started = time.perf_counter()
         with apply(self.model.pipe, settings=settings) if settings else nullcontext():
-            images = self._drawn([prompt.text for prompt in prompts], [unit.seed for unit in units], call)
+            images = self._drawn([prompt.text for prompt in prompts], [unit.seed for unit in units], call, notes)
         seconds = (time.perf_counter() - started) / len(units)
         whole = [(image, prompt) for image, prompt in zip(images, prompts, strict=True) if image is not None]
         found: list[dict[str, float | str]] = [{} for _ in whole]
@@ -68,15 +67,17 @@ class Worker:
             more = scorer([image for image, _ in whole], [prompt for _, prompt in whole])
             found = [{**have, **new} for have, new in zip(found, more, strict=True)]
         rows = iter(found)
-        made = []
+        made: list[Made] = []
         for image in images:
             row = {} if image is None else next(rows)
             scores = {name: value for name, value in row.items() if not isinstance(value, str)}
             answers = {name: value for name, value in row.items() if isinstance(value, str)}
-            made.append(Made(image, scores, answers, seconds, call))
+            made.append(Made(image, scores, answers, seconds, call, () if made else tuple(notes)))
         return made
 
-    def _drawn(self, texts: list[str], seeds: list[int], call: dict[str, Any]) -> list[Image.Image | None]:
+    def _drawn(
+        self, texts: list[str], seeds: list[int], call: dict[str, Any], notes: list[str]
+    ) -> list[Image.Image | None]:
         """The pictures, None where one came out as NaN. Where memory is short, in halves."""
         try:
             return [*pipelines.text_to_image(self.model, texts, seeds, batch_size=len(texts), **call)]
@@ -87,16 +88,13 @@ class Worker:
             if not _memory_is_short(error):
                 raise
             if len(texts) == 1:
-                raise RuntimeError(f"memory is short for one picture at a time: {_first_line(error)}") from error
-            said = f"memory is short for {len(texts)} pictures at once; drawing {(len(texts) + 1) // 2}"
-            tqdm.write(said, file=sys.stderr)
+                said = pipelines.first_line(error)
+                raise RuntimeError(f"memory is short for one picture at a time: {said}") from error
+            notes.append(f"memory is short for {len(texts)} pictures at once; drawing {(len(texts) + 1) // 2}")
         _free_memory()  # here, where the error no longer holds what was computed
         half = (len(texts) + 1) // 2
-        return [*self._drawn(texts[:half], seeds[:half], call), *self._drawn(texts[half:], seeds[half:], call)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        parts = slice(half), slice(half, None)
+        return [image for part in parts for image in self._drawn(texts[part], seeds[part], call, notes)]
 
 
 def _memory_is_short(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ prompts, and nothing here reproduces them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = "published summary, other model, not reproduced here"
 NOT_BUILT = "not built yet"
-DEFAULT_ALPHA = 1.5
+DEFAULT_ALPHA = cast("float", Spread().alpha)
 # the published summary: method -> CLIP-T, extra cost; task -> gain; alpha -> CLIP-T rare, CLIP-T common, FID
 _METHODS = {
     "untouched": ("0.285", "0%"),
@@ -126,18 +126,12 @@ def _mean(values: Mapping[Key, float]) -> Estimate | None:
     return stats.mean(list(values.values()), clusters) if len(set(clusters)) > 1 else None
 
 
-def _paired(first: Mapping[Key, float], second: Mapping[Key, float]) -> tuple[list[float], list[float], list[str]]:
+def _apart(side: Side, method: str, guidance: float | None, metric: str) -> tuple[np.ndarray, list[str]] | None:
+    """Paired differences to untouched and their prompts, where there are two prompts or more."""
+    first, second = side.values(method, guidance, metric), side.values(UNTOUCHED, guidance, metric)
     keys = [key for key in first if key in second]
-    return [first[key] for key in keys], [second[key] for key in keys], [prompt for prompt, _ in keys]
-
-
-def _difference(first: Mapping[Key, float], second: Mapping[Key, float]) -> tuple[Estimate, float] | None:
-    """Of two methods, paired, and what a repeat would detect."""
-    a, b, clusters = _paired(first, second)
-    if len(set(clusters)) < 2:
-        return None
-    apart = [x - y for x, y in zip(a, b, strict=True)]
-    return stats.difference(a, b, clusters), stats.detectable(apart, clusters)
+    prompts = [prompt for prompt, _ in keys]
+    return (np.array([first[key] - second[key] for key in keys]), prompts) if len(set(prompts)) > 1 else None
 
 
 def preferred(side: Side, method: str, guidance: float | None) -> tuple[str, Estimate] | None:
@@ -147,9 +141,8 @@ def preferred(side: Side, method: str, guidance: float | None) -> tuple[str, Est
     says so. Else by "attributes": the share of pairs in which it shows more of what was asked, ties as half.
     """
     for metric in ("preference", "attributes"):
-        a, b, clusters = _paired(side.values(method, guidance, metric), side.values(UNTOUCHED, guidance, metric))
-        if len(set(clusters)) > 1:
-            apart = np.array(a) - np.array(b)
+        if found := _apart(side, method, guidance, metric):
+            apart, clusters = found
             share = 1 / (1 + np.exp(-apart)) if metric == "preference" else (np.sign(apart) + 1) / 2
             return metric, stats.mean(share, clusters)
     return None
@@ -287,10 +280,10 @@ def _methods(measured: Measured, guidance: float | None) -> Table:
 def _about(side: Side, method: str, guidance: float | None) -> list[str]:
     said = []
     for metric, name in (("clip_t", "CLIP-T"), ("success", "success")):
-        found = _difference(side.values(method, guidance, metric), side.values(UNTOUCHED, guidance, metric))
-        if found:
+        if found := _apart(side, method, guidance, metric):
             said.append(
-                f"{name}, lift minus untouched: {found[0]:+.3f}; a repeat would find {found[1]:.3f} four times in five."
+                f"{name}, lift minus untouched: {stats.mean(*found):+.3f}; a repeat would find "
+                f"{stats.detectable(*found):.3f} four times in five."
             )
     return said
 
@@ -306,12 +299,12 @@ def _tasks(measured: Measured, guidance: float | None) -> Table:
         base = measured.rare.values(UNTOUCHED, guidance, "clip_t")
         lifted = measured.rare.values(method, guidance, "clip_t") if method else {}
         plain = _mean(base)
-        found = _difference(lifted, base)
+        found = _apart(measured.rare, method, guidance, "clip_t") if method else None
         relative = None
         if found and plain and plain.value:
-            part = found[0]
-            relative = stats.Estimate(part.value / plain.value, part.low / plain.value, part.high / plain.value)
-            notes.append(f"A repeat would find a gain of {found[1] / plain.value:.1%} four times in five.")
+            relative = stats.mean(found[0] / plain.value, found[1])
+            least = stats.detectable(*found) / plain.value
+            notes.append(f"A repeat would find a gain of {least:.1%} four times in five.")
         rows.append((task, _said(plain), _said(_mean(lifted)), _percent(relative), gain))
     return Table("Tasks", ("task", "untouched", "lifted", "gain", "gain, published"), rows, notes)
 
@@ -335,14 +328,9 @@ def _alphas(measured: Measured, guidance: float | None, far: Mapping[float, Dist
     head = ("alpha", "CLIP-T, rare", "CLIP-T, common", "success, rare", "success, common", f"{distance}, common")
     notes = ["alpha 1 is the untouched pipeline, bit for bit."]
     widest = [
-        found[1]
+        stats.detectable(*found)
         for alpha, method in measured.lifts.items()
-        if alpha != 1
-        and (
-            found := _difference(
-                measured.rare.values(method, guidance, "clip_t"), measured.rare.values(UNTOUCHED, guidance, "clip_t")
-            )
-        )
+        if alpha != 1 and (found := _apart(measured.rare, method, guidance, "clip_t"))
     ]
     if widest:
         notes.append(
@@ -352,7 +340,7 @@ def _alphas(measured: Measured, guidance: float | None, far: Mapping[float, Dist
     if "kid" in kinds:
         notes.append(
             "KID instead of FID, which needs 2,000 pictures a side. The second interval is that of the paired "
-            "difference to alpha 1; below 0 is nearer to the real pictures."
+            "difference to alpha 1; below 0 is nearer to the real pictures. Of CLIP it sees unit vectors times sqrt(D)."
         )
     published = ("CLIP-T rare", "CLIP-T common", "FID")
     return Table("Alpha", (*head, *(f"{name}, published" for name in published)), rows, notes)
@@ -390,6 +378,10 @@ def report(measured: Measured, real: Reference | None = None) -> str:
         f"{f' Real pictures: {real.said}.' if real else ''}\n\n"
         f'Columns that end in "published": {PUBLISHED}. Rows that are {NOT_BUILT} say so.\n'
     )
+    for record in measured.records:
+        made = record.manifest.get("made", {})
+        head += f"\n{record.folder.name}: begun {made.get('at')} by rarelift {made.get('rarelift')}"
+        head += f", commit {made['commit']}.\n" if made.get("commit") else ".\n"
     missing = sum(record.total - record.made for record in measured.records)
     if missing:
         head += f"\nUnfinished: {missing} pictures are missing; the commands above draw them.\n"

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -89,7 +90,8 @@ class Plan:
         metrics: names of the scorers, for the manifest.
 
     Raises:
-        ValueError: an empty or doubled list, or a batch size below 1.
+        ValueError: an empty or doubled list, methods or ids of prompts that would share a file, or a batch size below
+            1.
     """
 
     suite: Suite
@@ -110,9 +112,11 @@ class Plan:
                 raise ValueError(f"{what} holds a value twice: {', '.join(map(str, values))}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        folders = [_slug(name) for name in names]
-        if len(set(folders)) < len(folders):
-            raise ValueError(f"two methods would share the folder {max(folders, key=folders.count)!r}; rename one")
+        prompts = [prompt.id for prompt in self.suite.prompts]
+        for what, files in (("methods", names), ("prompts", prompts)):
+            paths = [_slug(name) for name in files]
+            if len(set(paths)) < len(paths):
+                raise ValueError(f"two {what} would share the file name {max(paths, key=paths.count)!r}; rename one")
 
     @property
     def groups(self) -> list[tuple[Method, float | None]]:
@@ -158,7 +162,7 @@ class Unit:
     @property
     def path(self) -> str:
         """Inside the folder of the run."""
-        guidance = "default" if self.guidance is None else f"{self.guidance:g}"
+        guidance = "default" if self.guidance is None else f"{self.guidance!r}".removesuffix(".0")
         return f"{IMAGES}/{_slug(self.method)}/g{guidance}/{_slug(self.prompt)}-s{self.seed}.png"
 
 
@@ -173,6 +177,8 @@ class Run:
         self.folder, self.plan = folder, plan
         self.done: dict[Unit, dict[str, Any]] = {}
         """Line by picture, for all that are there."""
+        self._texts = {prompt.id: prompt.text for prompt in plan.suite.prompts}
+        self._settings = {method.name: method.settings and method.settings.to_dict() for method in plan.methods}
 
     @contextmanager
     def open(self) -> Iterator[Run]:
@@ -251,6 +257,8 @@ class Run:
             total=self.plan.total, initial=len(self.done), unit="picture", desc=self.folder.name, smoothing=0.05
         ) as bar:
             for units, batch in made:
+                for note in (note for one in batch for note in one.notes):
+                    tqdm.write(note, file=sys.stderr)
                 kept = self.keep(units, batch)
                 new += kept
                 bar.update(kept)
@@ -259,8 +267,6 @@ class Run:
     def keep(self, units: Sequence[Unit], made: Sequence[Made]) -> int:
         """Write a batch, of it what was not there; returns how many that were."""
         self.begin()
-        texts = {prompt.id: prompt.text for prompt in self.plan.suite.prompts}
-        settings = {method.name: method.settings and method.settings.to_dict() for method in self.plan.methods}
         fresh = {unit: one for unit, one in zip(units, made, strict=True) if unit not in self.done}
         lines = []
         for unit, one in fresh.items():
@@ -270,8 +276,9 @@ class Run:
             if one.image is None:
                 line["failed"] = "the picture came out as NaN"
             else:
-                about = {**asdict(unit), "prompt": texts[unit.prompt], "prompt_id": unit.prompt}
-                record = {**about, "model": self.plan.model, "settings": settings[unit.method], "call": one.call}
+                about = {**asdict(unit), "prompt": self._texts[unit.prompt], "prompt_id": unit.prompt}
+                settings = self._settings[unit.method]
+                record = {**about, "model": self.plan.model, "settings": settings, "call": one.call}
                 pictures.save(one.image, self.folder / unit.path, record)
             lines.append(line)
         append(self.folder / SCORES, lines)

@@ -12,7 +12,9 @@ import math
 import os
 import socket
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..pipelines import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,7 +74,7 @@ def workers(
                 yield from pool.map_unordered(lambda worker, batch: worker.draw.remote(batch), batches)
             except ray.exceptions.RayActorError as error:
                 raise RuntimeError(
-                    f"a worker died or was out of reach {RESTARTS + 1} times, the last time so: {_first_line(error)}; "
+                    f"a worker died or was out of reach {RESTARTS + 1} times, the last time so: {first_line(error)}; "
                     "what is drawn is kept. Try fewer workers or a smaller batch_size: memory may be short"
                 ) from error
             except ray.exceptions.RayTaskError as error:
@@ -120,8 +122,3 @@ class _Actor:
 
     def draw(self, units: list[Unit]) -> tuple[list[Unit], list[Made]]:
         return units, self._make()(units)
-
-
-def _first_line(error: BaseException) -> str:
-    lines: list[Any] = str(error).strip().splitlines()
-    return str(lines[0]) if lines else type(error).__name__

@@ -48,7 +48,7 @@ def parse(text: str) -> tuple[str, str]:
     if takes is not None and not value and name != "clip_t":
         raise ValueError(f"metric {text!r} needs a value: {name}={takes}")
     path = Path(value).expanduser()
-    if value and takes == _PATH and not (path.is_dir() or (path.is_file() and name != "vqa")):
+    if value and takes == _PATH and not (path.is_dir() or (path.is_file() and name == "preference")):
         raise ValueError(f"metric {text!r}: there is no folder {value!r}; give one with a checkpoint in it")
     if name == "judge":
         _address(value)

@@ -52,7 +52,7 @@ def planned(
     if model == pipelines.BUNDLED:
         for prompt in loaded.prompts:
             check_prompt(prompt.text)
-    drawn = loaded.name.startswith("menagerie")
+    drawn = suite in prompts.SUITES and suite.startswith("menagerie")
     plan = Plan(
         loaded,
         tuple(map(Method.parse, methods)),

@@ -37,7 +37,9 @@ class Distance:
     difference: Estimate | None = None
 
 
-def kid(real: np.ndarray, fake: np.ndarray, clusters: Sequence[Hashable]) -> Estimate:
+def kid(
+    real: np.ndarray, fake: np.ndarray, clusters: Sequence[Hashable], untouched: np.ndarray | None = None
+) -> Distance:
     """KID of two sets of features with a 95% interval, by leaving out one prompt after the other.
 
     The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, arXiv
@@ -49,22 +51,16 @@ def kid(real: np.ndarray, fake: np.ndarray, clusters: Sequence[Hashable]) -> Est
         real: features [N, D].
         fake: features [M, D].
         clusters: the prompt of each of the M.
+        untouched: features [M, D] paired row by row with `fake`, for the difference; a prompt is left out of both.
 
     Raises:
-        ValueError: fewer than two prompts, or than two pictures a side, or lengths that differ.
+        ValueError: fewer than two prompts, or than two pictures a side, or shapes that differ.
     """
-    return _estimate(_left_out(real, fake, clusters))
-
-
-def kid_difference(real: np.ndarray, fake: np.ndarray, other: np.ndarray, clusters: Sequence[Hashable]) -> Estimate:
-    """KID of `fake` minus KID of `other`, both [M, D] and paired row by row; the interval leaves out prompts of both.
-
-    Raises:
-        ValueError: as `kid`, or the two have different shapes.
-    """
-    if fake.shape != other.shape:
-        raise ValueError(f"paired features are needed; got {fake.shape} and {other.shape}")
-    return _estimate(_left_out(real, fake, clusters) - _left_out(real, other, clusters))
+    if untouched is not None and fake.shape != untouched.shape:
+        raise ValueError(f"paired features are needed; got {fake.shape} and {untouched.shape}")
+    own = _left_out(real, fake, clusters)
+    difference = None if untouched is None else _estimate(own - _left_out(real, untouched, clusters))
+    return Distance("kid", _estimate(own), difference)
 
 
 def _left_out(real: np.ndarray, fake: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
@@ -119,8 +115,7 @@ def distance(
     if min(len(real), len(fake)) >= distribution.ENOUGH:
         value = distribution.fid(real, fake)
         return Distance("fid", Estimate(value, value, value))
-    difference = None if untouched is None else kid_difference(real, fake, untouched, clusters)
-    return Distance("kid", kid(real, fake, clusters), difference)
+    return kid(real, fake, clusters, untouched)
 
 
 def extractor(text: str) -> Extractor:

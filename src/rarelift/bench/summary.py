@@ -102,11 +102,11 @@ def command(record: Record) -> tuple[str, str]:
     plan, besides = record.plan, []
     name, call = str(plan["suite"]["name"]), dict(plan.get("call", {}))
     words = ["rarelift", "bench", record.folder.name]
-    words += ["--suite", name if name in SUITES else f"PATH-OF-{name}"]
-    if name not in SUITES:
+    suite = _suite(name, int(plan["suite"]["n"]), plan["suite"]["digest"])
+    if not suite:
+        suite = ["--suite", f"PATH-OF-{name}"]
         besides.append(f"PATH-OF-{name} stands for the file or folder that holds the prompts.")
-    elif name.startswith("menagerie") and plan["suite"]["digest"] == _tuning(name, plan["suite"]["n"]):
-        words += ["--split", "tune"]
+    words += suite
     words += ["--prompts", str(plan["suite"]["n"])]
     for method in record.methods:
         words += ["--method", method]
@@ -123,8 +123,13 @@ def command(record: Record) -> tuple[str, str]:
     return shlex.join(words), " ".join(besides)
 
 
-def _tuning(name: str, n: int) -> str:
-    return load(name, limit=n, split="tune").digest
+def _suite(name: str, n: int, digest: str) -> list[str]:
+    """The words that ask for one of our suites; none where the prompts are a file's, whatever it is called."""
+    if name in SUITES:
+        for split in (None, "tune") if name.startswith("menagerie") else (None,):
+            if load(name, limit=n, split=split).digest == digest:
+                return ["--suite", name, *(["--split", split] if split else [])]
+    return []
 
 
 @dataclass(frozen=True)
