@@ -95,7 +95,7 @@ def _transformers(path: str, words: str, device: str) -> Loaded:
         raise ValueError(f"{path!r} holds a model of type {kind!r}, not 'clip'")
     model, info = transformers.CLIPModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
     _checks.complete(path, info)
-    model = model.to(device).eval()
+    model = model.to(device).float().eval()  # a checkpoint in float16 is slow on a CPU, and rounds the fourth digit
     tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
     # by PIL also where torchvision is installed: it resizes a little differently, and the score would move with it
     processor_class = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
