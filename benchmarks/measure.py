@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import rarelift
-from rarelift import pipelines
+from rarelift import pictures, pipelines
 from rarelift.menagerie import PIPELINE
 from rarelift.menagerie.judge import Judge
 from rarelift.menagerie.suite import VERSION, MenageriePrompt, Split, Suite, prompts
@@ -220,7 +219,7 @@ def versions() -> dict[str, str]:
     """The commit that measures, and what it stands on."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    return {"commit": commit, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
+    return {"commit": commit, **pictures.versions()}
 
 
 def passes(cell: Cell) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -39,13 +40,18 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"pictures are PNGs, with their settings inside; give a .png file or a folder, not {path}")
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the packages that a picture depends on; asked once, for each answer reads a file."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")}
+
+
 def save(image: Image.Image, path: Path, metadata: dict[str, Any]) -> None:
     """Write a PNG with `metadata` and package versions as JSON in its `rarelift` text chunk, whole or not at all."""
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()
-    versions = {"rarelift": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
-    info.add_itxt(KEY, json.dumps({**metadata, "versions": versions}))
+    info.add_itxt(KEY, json.dumps({**metadata, "versions": {"rarelift": __version__, **versions()}}))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".png")
     os.close(handle)
     try:

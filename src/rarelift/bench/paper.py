@@ -409,7 +409,7 @@ def figures(measured: Measured) -> dict[str, str]:
             if len(known) > 1:
                 lines.append(plots.Line(f"{name} prompts", series, tuple(known), tuple(known.values())))
         if lines:
-            svg = plots.by_guidance(lines, "alpha", axis="alpha", legend=True)
+            svg = plots.by_guidance(lines, "alpha", axis="alpha", value="success", legend=True)
             found[f"alpha-g{summary.guidance(guidance)}"] = plots.standalone(svg)
     curves = []
     for i, (_, method) in enumerate(sorted(measured.lifts.items())):

@@ -101,7 +101,13 @@ class Curve:
 
 @_style()
 def by_guidance(
-    lines: Sequence[Line], prefix: str, *, zero: bool = False, axis: str = "guidance_scale", legend: bool = False
+    lines: Sequence[Line],
+    prefix: str,
+    *,
+    zero: bool = False,
+    axis: str = "guidance_scale",
+    value: str = "",
+    legend: bool = False,
 ) -> str:
     """Values with intervals against guidance, or one under the other where there is a single guidance.
 
@@ -109,13 +115,14 @@ def by_guidance(
         prefix: of the ids in the SVG, different for every plot of a page.
         zero: mark zero, for differences.
         axis: what the numbers along it are, where they are no guidances.
-        legend: name the lines in the plot; the page has a legend of its own.
+        value: what is plotted, and `legend`: name the lines in the plot; the page says both outside of it.
     """
     places = list(dict.fromkeys(guidance for line in lines for guidance in line.guidances))
     figure, axes = _figure((4.6, 3.1) if len(places) > 1 else (4.6, 0.9 + 0.45 * len(lines)))
     if len(places) > 1:
         _along(axes, lines, places, zero)
         axes.set_xlabel(axis)
+        axes.set_ylabel(value)
         if legend:
             _legend(axes, {line.method: line.series for line in lines})
     else:

@@ -20,7 +20,6 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 FORM = 1  # of the folder; a newer one may be unreadable for an older rarelift
 MANIFEST, SCORES, IMAGES = "manifest.json", "scores.jsonl", "images"
 UNTOUCHED = "untouched"
-_PACKAGES = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -363,7 +361,7 @@ def made_with() -> dict[str, Any]:
     return {
         "rarelift": __version__,
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **pictures.versions()},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
 
