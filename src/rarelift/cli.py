@@ -150,7 +150,7 @@ def bench(
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the suite.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="untouched, lift, or lift:NAME=VALUE,...; several times. Default: untouched and lift."),
+        typer.Option(help="untouched, lift:NAME=VALUE,... or a rival (--list); several times. Default: the first two."),
     ] = None,
     guidance: Annotated[list[float] | None, typer.Option(help="guidance_scale; several times makes a sweep.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
@@ -160,6 +160,9 @@ def bench(
         typer.Option(help="attributes, clip_t[=PATH], preference=PATH, vqa=PATH, judge=URL#MODEL; several times."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once: 16 bundled, else 1.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; else float32 on a CPU, bfloat16 on a GPU.")
+    ] = None,
     steps: StepsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after about so many pictures, for a try.")] = None,
     workers: Annotated[
@@ -191,6 +194,7 @@ def bench(
         model=model,
         batch_size=batch_size,
         metrics=metric or (),
+        dtype=dtype,
         **_given(num_inference_steps=steps),
     )
     made, held = measure(plan, run, limit=limit, workers=workers, address=address)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import pipelines
 from ..attach import apply
+from ..rivals.base import Asked, Rival
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
     from ..prompts import Prompt
+    from ..settings import Spread
     from .runs import Plan, Unit
 
 Scorer = Callable[["Sequence[Image.Image]", "Sequence[Prompt]"], "Sequence[Mapping[str, float | str]]"]
@@ -44,6 +49,9 @@ class Worker:
         self.plan, self.model, self.scorers = plan, model, scorers
         self._prompts = {prompt.id: prompt for prompt in plan.suite.prompts}
         self._settings = {method.name: method.settings for method in plan.methods}
+        for settings in self._settings.values():
+            if isinstance(settings, Rival):
+                settings.prepare(model.pipe)
 
     def __call__(self, units: Sequence[Unit]) -> list[Made]:
         """Pictures of units that have one method and guidance.
@@ -58,8 +66,7 @@ class Worker:
             call["guidance_scale"] = guidance
         notes: list[str] = []
         started = time.perf_counter()
-        with apply(self.model.pipe, settings=settings) if settings else nullcontext():
-            images = self._drawn([prompt.text for prompt in prompts], [unit.seed for unit in units], call, notes)
+        images = self._drawn(settings, prompts, [unit.seed for unit in units], call, notes)
         seconds = (time.perf_counter() - started) / len(units)
         whole = [(image, prompt) for image, prompt in zip(images, prompts, strict=True) if image is not None]
         found: list[dict[str, float | str]] = [{} for _ in whole]
@@ -76,25 +83,50 @@ class Worker:
         return made
 
     def _drawn(
-        self, texts: list[str], seeds: list[int], call: dict[str, Any], notes: list[str]
+        self,
+        settings: Spread | Rival | None,
+        prompts: Sequence[Prompt],
+        seeds: list[int],
+        call: dict[str, Any],
+        notes: list[str],
     ) -> list[Image.Image | None]:
         """The pictures, None where one came out as NaN. Where memory is short, in halves."""
         try:
-            return [*pipelines.text_to_image(self.model, texts, seeds, batch_size=len(texts), **call)]
+            with _attached(settings, self.model.pipe, prompts, call) as asked:
+                return [
+                    *pipelines.text_to_image(self.model, asked.texts, seeds, batch_size=len(seeds), **asked.call),
+                ]
         except FloatingPointError:
-            if len(texts) == 1:
+            if len(prompts) == 1:
                 return [None]
         except (RuntimeError, MemoryError) as error:
             if not _memory_is_short(error):
                 raise
-            if len(texts) == 1:
+            if len(prompts) == 1:
                 said = pipelines.first_line(error)
                 raise RuntimeError(f"memory is short for one picture at a time: {said}") from error
-            notes.append(f"memory is short for {len(texts)} pictures at once; drawing {(len(texts) + 1) // 2}")
+            notes.append(f"memory is short for {len(prompts)} pictures at once; drawing {(len(prompts) + 1) // 2}")
         _free_memory()  # here, where the error no longer holds what was computed
-        half = (len(texts) + 1) // 2
+        half = (len(prompts) + 1) // 2
         parts = slice(half), slice(half, None)
-        return [image for part in parts for image in self._drawn(texts[part], seeds[part], call, notes)]
+        return [image for part in parts for image in self._drawn(settings, prompts[part], seeds[part], call, notes)]
+
+
+@contextmanager
+def _attached(
+    settings: Spread | Rival | None, pipe: DiffusionPipeline, prompts: Sequence[Prompt], call: dict[str, Any]
+) -> Iterator[Asked]:
+    """Put a method on a pipeline for one call of it."""
+    if isinstance(settings, Rival):
+        with settings.on(pipe, prompts, call) as asked:
+            yield asked
+        return
+    asked = Asked([prompt.text for prompt in prompts], call)
+    if settings is None:
+        yield asked
+        return
+    with apply(pipe, settings=settings):
+        yield asked
 
 
 def _memory_is_short(error: BaseException) -> bool:

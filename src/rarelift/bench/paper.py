@@ -94,7 +94,7 @@ def read(folders: Sequence[Path]) -> Measured:
     plans = [{key: value for key, value in record.plan.items() if key not in free} for record in records]
     for folder, plan in zip(folders, plans, strict=True):
         for key in plan:
-            if plan[key] != plans[0][key]:
+            if plan[key] != plans[0].get(key):
                 raise ValueError(f"{folders[0]} and {folder} differ in {key}; the tables need runs of one plan")
     sides: dict[bool, dict[tuple[str, float | None], Group]] = {True: {}, False: {}}
     for record in records:
@@ -110,6 +110,7 @@ def read(folders: Sequence[Path]) -> Measured:
         settings = method["settings"]
         if (
             settings
+            and "rival" not in settings
             and not isinstance(settings["alpha"], list)
             and replace(Spread.from_dict(settings), alpha=1.0) == Spread(alpha=1.0)
         ):

@@ -25,18 +25,20 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .. import __version__, pictures, pipelines
+from .. import __version__, pictures, pipelines, rivals
+from ..rivals import RIVALS
 from ..settings import Spread, one_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ..prompts import Suite
+    from ..rivals.base import Rival
     from .drawing import Made
 
 FORM = 1  # of the folder; a newer one may be unreadable for an older rarelift
 MANIFEST, SCORES, IMAGES = "manifest.json", "scores.jsonl", "images"
-UNTOUCHED = "untouched"
+UNTOUCHED, LIFT = "untouched", "lift"
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,17 @@ class Method:
     """What is done to the pipeline: nothing when `settings` is None."""
 
     name: str
-    settings: Spread | None = None
+    settings: Spread | Rival | None = None
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read "untouched", "lift" or "lift:alpha=2,carry=true,tokens=content".
+        """Read "untouched", "lift", "lift:alpha=2,carry=true,tokens=content" or a rival in the same form.
 
         Raises:
             ValueError, TypeError: the method or a setting of it is not known, or its value is not accepted.
         """
         name, _, rest = text.strip().partition(":")
-        one_of("method", name, (UNTOUCHED, "lift"))
+        one_of("method", name, (UNTOUCHED, LIFT, *RIVALS))
         if name == UNTOUCHED:
             if rest:
                 raise ValueError(f"method {text!r}: untouched takes no settings")
@@ -65,7 +67,7 @@ class Method:
             if not equals:
                 raise ValueError(f"method {text!r}: {part!r} is no setting; write name=value, such as lift:alpha=2")
             given[key.strip()] = _value(value.strip())
-        return cls(text.strip(), Spread.from_dict(given))
+        return cls(text.strip(), Spread.from_dict(given) if name == LIFT else rivals.make(name, given))
 
 
 def _value(text: str) -> Any:
@@ -86,6 +88,7 @@ class Plan:
         batch_size: pictures per call of the pipeline.
         call: further arguments of the pipeline, by name; the model's defaults fill the rest.
         metrics: names of the scorers, for the manifest.
+        dtype: of the weights and the arithmetic, such as "float32"; None leaves it to `pipelines.load`.
 
     Raises:
         ValueError: an empty or doubled list, methods or ids of prompts that would share a file, or a batch size below
@@ -100,6 +103,7 @@ class Plan:
     batch_size: int = 16
     call: tuple[tuple[str, Any], ...] = ()
     metrics: tuple[str, ...] = ()
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
@@ -141,6 +145,7 @@ class Plan:
             "batch_size": self.batch_size,
             "call": dict(self.call),
             "metrics": list(self.metrics),
+            "dtype": self.dtype,
         }
 
     def asked(self) -> list[dict[str, Any]]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .. import pipelines, prompts
+from .. import pipelines, prompts, rivals
 from ..menagerie.world import check_prompt
+from ..settings import one_of
 from . import scale, scorers, stats
 from .drawing import Worker
-from .runs import UNTOUCHED, Method, Plan, Run
+from .runs import LIFT, UNTOUCHED, Method, Plan, Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def planned(
@@ -28,6 +33,7 @@ def planned(
     model: str = pipelines.BUNDLED,
     batch_size: int | None = None,
     metrics: Sequence[str] = (),
+    dtype: str | None = None,
     **call: Any,
 ) -> Plan:
     """The plan that these words mean.
@@ -41,6 +47,7 @@ def planned(
         seeds: pictures of each prompt, with seeds counting from 0.
         batch_size: 16 for the bundled model and 1 for others, whose pictures fill the memory, when not given.
         metrics: as `scorers.parse` reads them; when not given, `scorers.DEFAULT` for Menagerie suites, else none.
+        dtype: one of `DTYPES`; None leaves it to `pipelines.load`.
         call: arguments of the pipeline.
 
     Raises:
@@ -48,6 +55,8 @@ def planned(
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if dtype is not None:
+        one_of("dtype", dtype, DTYPES)
     loaded = prompts.load(suite, suite_format, first, split)
     if model == pipelines.BUNDLED:
         for prompt in loaded.prompts:
@@ -62,6 +71,7 @@ def planned(
         batch_size or (16 if model == pipelines.BUNDLED else 1),
         tuple(sorted(call.items())),
         tuple(metrics) or (scorers.DEFAULT if drawn else ()),
+        dtype,
     )
     for metric in plan.metrics:
         scorers.check(metric, plan.suite)
@@ -76,7 +86,11 @@ def listed() -> str:
         for s in [prompts.load(name)]
     ]
     formats = [(name, form.looks) for name, form in prompts.FORMATS.items()]
-    methods = [(UNTOUCHED, "the pipeline as it is"), ("lift:NAME=VALUE,...", "any settings of rarelift.apply")]
+    methods = [
+        (UNTOUCHED, "the pipeline as it is"),
+        (f"{LIFT}:NAME=VALUE,...", "any settings of rarelift.apply"),
+        *((f"{name}:NAME=VALUE,...", rivals.kind(name).summary) for name in rivals.RIVALS),
+    ]
     metrics = [(f"{name}{f'={kind.takes}' if kind.takes else ''}", kind.gives) for name, kind in scorers.KINDS.items()]
     parts = (
         ("suites", suites),
@@ -89,7 +103,9 @@ def listed() -> str:
 
 def worker(plan: Plan) -> Worker:
     """What draws and scores the batches of a plan, with the model and the scorers loaded."""
-    return Worker(plan, pipelines.load(plan.model), [scorers.make(name, plan.suite) for name in plan.metrics])
+    dtype = None if plan.dtype is None else getattr(import_module("torch"), plan.dtype)
+    model = pipelines.load(plan.model, dtype=dtype)
+    return Worker(plan, model, [scorers.make(name, plan.suite) for name in plan.metrics])
 
 
 def bench(

@@ -116,6 +116,8 @@ def command(record: Record) -> tuple[str, str]:
     for metric in plan.get("metrics", ()):
         words += ["--metric", metric]
     words += ["--batch-size", str(plan.get("batch_size"))]
+    if plan.get("dtype"):
+        words += ["--dtype", str(plan["dtype"])]
     if steps := call.pop("num_inference_steps", None):
         words += ["--steps", str(steps)]
     if call:
