@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 import rarelift
 from measure import RESULTS, table, versions, write_section
-from rarelift import pipelines
+from rarelift import fused, pipelines
 from rarelift.bench.stats import Estimate
 from rarelift.locate import Site, locate
 from rarelift.settings import Spread
@@ -236,7 +236,7 @@ def streams_of(model: nn.Module, arguments: Mapping[str, Any]) -> list[Stream]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             text: Tensor = signature.bind(module, *args, **kwargs).arguments[family.text]
             batch, length, width = text.shape
-            pasted = bool(family.mask or family.registers or family.leading)
+            pasted = bool(family.registers or family.leading)
             found.append(Stream((batch, length, width), output[place] is not None, pasted))
 
         taps.append(site.module.register_forward_hook(note, with_kwargs=True))
@@ -252,17 +252,17 @@ def streams_of(model: nn.Module, arguments: Mapping[str, Any]) -> list[Stream]:
     return found
 
 
-def traffic(streams: Sequence[Stream], dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes that the default lift reads and writes in one step, (operation by operation, at least).
+def traffic(streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, int]:
+    """Bytes that the default lift reads and writes in one step.
 
-    The first is what eager operations touch, widening to fp32 and saturating included; the second is each tensor once
-    for each pass over it, which is what a compiler that fuses can reach: the text twice (its mean comes first), the
-    mean, the spread text, and for the take-off three reads and a write. Masks, weights and scales are left out: one
-    number a token.
+    "eager" is what single operations touch, widening to fp32 and saturating included; "least" is each tensor once for
+    each pass over it, which is what a compiler that fuses can reach: the text twice (its mean comes first), the mean,
+    the spread text, and for the take-off three reads and a write. "kernels" is what our own kernels touch: they read
+    the text once. Masks, weights and scales are left out: one number a token.
     """
     size, wide = dtype.itemsize, max(dtype.itemsize, 4)
     narrow = size < wide
-    eager = least = 0
+    eager = least = kernels = 0
     for stream in streams:
         batch, length, width = stream.shape
         n, mean = batch * length * width, batch * width
@@ -270,10 +270,12 @@ def traffic(streams: Sequence[Stream], dtype: torch.dtype) -> tuple[int, int]:
         back = narrow * (saturate + cast)
         eager += narrow * cast + (n + mean) * wide + (2 * n + mean) * wide + back + stream.pasted * copied
         least += 3 * n * size + 2 * mean * wide
+        kernels += 2 * n * size + stream.pasted * copied
         if stream.returned:
             eager += narrow * 3 * cast + 2 * 3 * n * wide + back + stream.pasted * copied
             least += 4 * n * size
-    return eager, least
+            kernels += 4 * n * size + stream.pasted * copied
+    return {"eager": eager, "least": least, "kernels": kernels}
 
 
 def bandwidth(device: str, size: int = 256 * MIB, repeats: int = 20) -> float:
@@ -338,7 +340,6 @@ def measured(size: Size, run: Run, full: Size | None = None) -> dict[str, Any]:
         run.pairs,
         size.name,
     )
-    eager, least = traffic(streams, DTYPES[run.dtype])
     return {
         "family": size.name,
         "model": size.model,
@@ -358,7 +359,8 @@ def measured(size: Size, run: Run, full: Size | None = None) -> dict[str, Any]:
         "compiled_while_timing": _graphs() - graphs,
         "peak": peaks,
         "streams": [asdict(stream) for stream in streams],
-        "bytes": {"eager": eager, "least": least},
+        "bytes": traffic(streams, DTYPES[run.dtype]),
+        "kernels": run.device == "cuda" and run.compile == "none" and fused.works(),
         "bandwidth": bandwidth(run.device),
         "machine": machine(run.device),
         "versions": {"python": platform.python_version(), **versions()},
@@ -427,7 +429,8 @@ def stream_bytes(record: Mapping[str, Any]) -> int:
 
 def moved(record: Mapping[str, Any]) -> tuple[int, float, float]:
     """Bytes that the lift moves, the seconds that these cost at the device's bandwidth, their share of a step."""
-    count = record["bytes"]["eager" if record["run"]["compile"] == "none" else "least"]
+    how = "least" if record["run"]["compile"] != "none" else "kernels" if record.get("kernels") else "eager"
+    count = record["bytes"][how]
     seconds = count / record["bandwidth"]
     return count, seconds, seconds / float(np.median(record["untouched"]))
 
@@ -504,7 +507,9 @@ def _row(record: Mapping[str, Any]) -> list[str]:
         tokens += f" of {np.prod(full['grid'])}"
     count, _, share = moved(record)
     spoilt = ", spoilt: compiled while timing" if record["compiled_while_timing"] else ""
-    how = "eager" if run["compile"] == "none" else f"compiled {run['compile']}"
+    how = f"compiled {run['compile']}"
+    if run["compile"] == "none":
+        how = "eager, our kernels" if record.get("kernels") else "eager"
     return [
         record["family"],
         record["machine"]["device"],
@@ -539,12 +544,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="pictures a call, of the bundled model (default: 1)")
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--memory", choices=["lifted", "untouched"], help=argparse.SUPPRESS)
-    parser.add_argument("--family", choices=list(SIZES), help="a released model's size in place of the bundled model")
+    parser.add_argument("--family", nargs="+", choices=list(SIZES), help="released models' sizes, one after the other")
     parser.add_argument("--random-weights", action="store_true", help="required with --family: none are loaded")
     parser.add_argument("--depth", type=int, help=f"blocks a list (default: all, on a CPU {CPU_DEPTH})")
     parser.add_argument("--tokens", type=int, help=f"image tokens (default: all, on a CPU {CPU_TOKENS})")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bf16, on a CPU fp32")
-    parser.add_argument("--compile", choices=["none", "blocks", "whole"], help="default: none")
+    parser.add_argument(
+        "--compile", nargs="+", choices=["none", "blocks", "whole"], default=["none"], help="default: none"
+    )
     parser.add_argument("--device", choices=list(TIME_BAR), help="default: cuda where there is one")
     parser.add_argument("--json", type=Path, help="append the record to this file; with --table, read it")
     parser.add_argument("--table", action="store_true", help="write docs/overhead.md from the records, time nothing")
@@ -566,15 +573,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def planned(args: argparse.Namespace) -> tuple[Size, Run, Size]:
-    """The size and run that a command asks for, and the size at full."""
+def planned(args: argparse.Namespace) -> list[tuple[Size, Run, Size]]:
+    """The sizes and runs that a command asks for, each with the size at full."""
     device: Literal["cpu", "cuda"] = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     small = device == "cpu"
-    full = SIZES[args.family]
     depth = args.depth or (CPU_DEPTH if small else None)
     tokens = args.tokens or (CPU_TOKENS if small else None)
-    run = Run(device, args.dtype or ("fp32" if small else "bf16"), args.compile or "none", args.pairs)
-    return full.reduced(depth, tokens), run, full
+    dtype: Literal["bf16", "fp32"] = args.dtype or ("fp32" if small else "bf16")
+    return [
+        (full.reduced(depth, tokens), Run(device, dtype, how, args.pairs), full)
+        for full in map(SIZES.__getitem__, args.family)
+        for how in args.compile
+    ]
 
 
 def main() -> None:
@@ -583,7 +593,7 @@ def main() -> None:
         model = pipelines.load()
         if args.memory == "lifted":
             rarelift.apply(model.pipe)
-        compile_as(model.pipe.transformer, args.compile or "none")
+        compile_as(model.pipe.transformer, args.compile[0])
         for _ in range(2):
             call(model, args.batch or 1)
         print(peak_resident())
@@ -592,12 +602,16 @@ def main() -> None:
         print(text)
         write_section(PAGE, "overhead", text)
     elif args.family:
-        record = measured(*planned(args))
-        print(told(record))
-        if args.json:
-            append(args.json, record)
+        for each in planned(args):
+            record = measured(*each)
+            print(told(record), flush=True)
+            if args.json:
+                append(args.json, record)
+            gc.collect()  # the models hold each other in circles; the next needs their memory
+            torch._dynamo.reset()
     else:
-        bundled(args.batch or 1, args.pairs, args.compile or "none")
+        for how in args.compile:
+            bundled(args.batch or 1, args.pairs, how)
 
 
 if __name__ == "__main__":

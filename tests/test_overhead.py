@@ -260,9 +260,9 @@ def test_streams_are_what_the_blocks_get() -> None:
 
     assert of("flux") == [Stream((2, 5, 32), True, False)] * 5
     assert of("sd35-medium") == [Stream((2, 7, 32), True, False)] * 2 + [Stream((2, 7, 32), False, False)]
-    assert of("qwen") == [Stream((1, 6, 32), True, True)] * 2
+    assert of("qwen") == [Stream((1, 6, 32), True, False)] * 2
     assert of("cogvideox-5b") == [Stream((2, 6, 32), True, False)] * 2
-    assert of("hunyuanvideo") == [Stream((1, 8, 32), True, True)] * 4
+    assert of("hunyuanvideo") == [Stream((1, 8, 32), True, False)] * 4
 
 
 def test_bytes_by_hand() -> None:
@@ -271,17 +271,27 @@ def test_bytes_by_hand() -> None:
     mean = 24 + 8
     lerp = 24 + 8 + 24
     take_off = 3 * 24 + 3 * 24
-    assert overhead.traffic([stream], torch.float32) == (4 * (mean + lerp + take_off), 4 * (7 * 24 + 2 * 8))
+    assert overhead.traffic([stream], torch.float32) == {
+        "eager": 4 * (mean + lerp + take_off),
+        "least": 4 * (7 * 24 + 2 * 8),
+        "kernels": 4 * 6 * 24,
+    }
     spread_only = replace(stream, returned=False)
-    assert overhead.traffic([spread_only], torch.float32) == (4 * (mean + lerp), 4 * (3 * 24 + 2 * 8))
+    assert overhead.traffic([spread_only], torch.float32) == {
+        "eager": 4 * (mean + lerp),
+        "least": 4 * (3 * 24 + 2 * 8),
+        "kernels": 4 * 2 * 24,
+    }
     pasted = replace(stream, pasted=True)
     copies = 2 * 2 * 24
-    assert overhead.traffic([pasted], torch.float32)[0] == 4 * (mean + lerp + take_off + copies)
+    assert overhead.traffic([pasted], torch.float32)["eager"] == 4 * (mean + lerp + take_off + copies)
+    assert overhead.traffic([pasted], torch.float32)["kernels"] == 4 * (6 * 24 + copies)
     widened = 24 * (2 + 4)
     saturated = 24 * (4 + 4) + 24 * (4 + 2)
     eager = widened + 4 * (mean + lerp) + saturated + 3 * widened + 4 * take_off + saturated
-    assert overhead.traffic([stream], torch.bfloat16) == (eager, 2 * 7 * 24 + 4 * 2 * 8)
-    assert overhead.traffic([stream, spread_only], torch.bfloat16)[1] == 2 * (7 + 3) * 24 + 4 * 4 * 8
+    narrow = overhead.traffic([stream], torch.bfloat16)
+    assert narrow == {"eager": eager, "least": 2 * 7 * 24 + 4 * 2 * 8, "kernels": 2 * 6 * 24}
+    assert overhead.traffic([stream, spread_only], torch.bfloat16)["least"] == 2 * (7 + 3) * 24 + 4 * 4 * 8
 
 
 class Counted(TorchDispatchMode):
@@ -317,7 +327,7 @@ def test_bytes_are_those_of_the_operations(name: str, dtype: Any) -> None:
         with Counted() as counted:
             draw(one, arguments)
         counts.append(counted.bytes)
-    assert counts[1] - counts[0] == overhead.traffic(streams, overhead.DTYPES[dtype])[0]
+    assert counts[1] - counts[0] == overhead.traffic(streams, overhead.DTYPES[dtype])["eager"]
 
 
 def test_packed_text_is_not_counted() -> None:
@@ -467,14 +477,17 @@ def test_the_page_holds_the_records() -> None:
 
 def test_a_command_is_planned() -> None:
     args = overhead.parse(["--family", "flux", "--random-weights", "--device", "cpu"])
-    size, run, full = overhead.planned(args)
+    [(size, run, full)] = overhead.planned(args)
     assert (size.depth, size.tokens, size.text) == ((2, 2), 1024, 512)
     assert full == SIZES["flux"]
     assert run == Run("cpu", "fp32", "none", 60)
     args = overhead.parse(["--family", "flux", "--random-weights", "--device", "cuda", "--compile", "whole"])
-    size, run, full = overhead.planned(args)
+    [(size, run, full)] = overhead.planned(args)
     assert size == full
     assert run == Run("cuda", "bf16", "whole", 60)
+    several = "--family flux qwen --compile none blocks --random-weights --device cuda"
+    runs = [(size.name, run.compile) for size, run, _ in overhead.planned(overhead.parse(several.split()))]
+    assert runs == [("flux", "none"), ("flux", "blocks"), ("qwen", "none"), ("qwen", "blocks")]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import types
 import warnings
 import weakref
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
 from .lifting import Lift, RareliftWarning
 from .spans import RESOLVERS
 from .streams import Family
@@ -246,18 +248,12 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         return link.inner(*args, **kwargs)
     if link.whole and lift.add_up is None:
         z = stream
-        lifted = new = spread_by(z, lift.live_scale, lift.live_share, autocast=lift.autocast)
+        lifted = new = _spread(lift, z, lift.live_scale, lift.live_share)
     else:
         first, last = _text_span(lift, link.family, stream)
         z = _cut(stream, link.family, first, last)
-        scale, share = lift.live_scale, lift.live_share
-        valid = _valid(link, args, kwargs, stream, first, last)
-        if valid is None and lift.add_up is not None:
-            valid = z.new_ones(1, z.shape[1], dtype=torch.bool)
-        if valid is not None:
-            scale, share = factors(scale, valid, z, lift.add_up)
-            share = share if share is None else share.expand(len(z), -1, -1)
-        lifted = spread_by(z, scale, share, autocast=lift.autocast, add_up=lift.add_up)
+        scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
+        lifted = _spread(lift, z, scale, share)
         new = _paste(stream, lifted, link.family, first, last)
     lift.count()
     if named:
@@ -272,11 +268,49 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
     if after is None:
         return output
     if link.whole:
-        back = take_off(after, z, lifted)
+        back = _take_off(lift, after, z, lifted)
     else:
-        back = take_off(_cut(after, link.family, first, last), z, lifted)
+        back = _take_off(lift, _cut(after, link.family, first, last), z, lifted)
         back = _paste(after, back, link.family, first, last)
     return back if place is None else (*output[:place], back, *output[place + 1 :])
+
+
+def _live_factors(
+    link: Link, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor, z: Tensor, first: int, last: int
+) -> tuple[Tensor, Tensor | None]:
+    """What the text of a stream is spread by, where a mask, places or other processes have a say in it.
+
+    The blocks of a call are mostly given one mask: what was worked out for the last one is kept, in eager code.
+    """
+    lift, eager = link.lift, not torch.compiler.is_compiling()
+    mask, places = _mask(link, args, kwargs), lift.places
+    given = (mask, places, lift.live_scale, lift.live_share)
+    span = (z.shape, first, last)
+    if eager and lift.kept is not None and lift.kept[0] == span and all(map(operator.is_, lift.kept[1], given)):
+        found: tuple[Tensor, Tensor | None] = lift.kept[2]
+        return found
+    scale, share = lift.live_scale, lift.live_share
+    valid = _valid(link.family, mask, places, stream, first, last)
+    if valid is None and lift.add_up is not None:
+        valid = z.new_ones(1, z.shape[1], dtype=torch.bool)
+    if valid is not None:
+        scale, share = factors(scale, valid, z, lift.add_up)
+        share = share if share is None else share.expand(len(z), -1, -1)
+    if eager:
+        lift.kept = (span, given, (scale, share))
+    return scale, share
+
+
+def _spread(lift: Lift, z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
+    if lift.fused and lift.add_up is None and not torch.compiler.is_compiling() and fused.takes(z):
+        return fused.spread_by(z, scale, share)
+    return spread_by(z, scale, share, autocast=lift.autocast, add_up=lift.add_up)
+
+
+def _take_off(lift: Lift, output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
+    if lift.fused and not torch.compiler.is_compiling() and fused.takes(output, z, lifted):
+        return fused.take_off(output, z, lifted)
+    return take_off(output, z, lifted)
 
 
 def _text_span(lift: Lift, family: Family, stream: Tensor) -> tuple[int, int]:
@@ -299,38 +333,40 @@ def _cut(stream: Tensor, family: Family, first: int, last: int) -> Tensor:
 
 
 def _paste(stream: Tensor, text: Tensor, family: Family, first: int, last: int) -> Tensor:
-    """A copy of a stream with its text replaced."""
+    """A stream with its text replaced: a copy, or the text where it is all of it."""
     dim = family.token_dim
     if stream.ndim == 2:
         text = text[0]
     elif dim == 0:
         text = text.transpose(0, 1)
+    if last - first == stream.shape[dim]:
+        return text
     before, after = stream.narrow(dim, 0, first), stream.narrow(dim, last, stream.shape[dim] - last)
     return torch.cat([before, text, after], dim)
 
 
-def _valid(
-    link: Link, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor, first: int, last: int
-) -> Tensor | None:
-    """Which tokens between `first` and `last` are text and take part, `[B, L]`; None for all."""
-    family, total = link.family, stream.shape[link.family.token_dim]
-    places: Tensor | None = None
-    if family.scattered is not None:
-        places = link.lift.places[:, :total]
-        places = F.pad(places, (0, total - places.shape[1]))
-    if family.mask is None or not link.lift.masked:
-        return places
-    name, _, key = family.mask.partition(".")
+def _mask(link: Link, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The mask of valid tokens that a block is given; None where there is none or it has no say."""
+    if link.family.mask is None or not link.lift.masked:
+        return None
+    name, _, key = link.family.mask.partition(".")
     mask: Any = _argument(link, name, args, kwargs)
-    if key:
-        mask = (mask or {}).get(key)
+    return (mask or {}).get(key) if key else mask
+
+
+def _valid(family: Family, mask: Any, places: Tensor, stream: Tensor, first: int, last: int) -> Tensor | None:
+    """Which tokens between `first` and `last` are text and take part, `[B, L]`; None for all."""
+    total = stream.shape[family.token_dim]
+    text: Tensor | None = None
+    if family.scattered is not None:
+        text = F.pad(places[:, :total], (0, max(total - places.shape[1], 0)))
     if mask is None:
-        return places
+        return text
     mask = mask.flatten(1)
     if family.layout == "dual":  # a mask over both streams, or over this one alone
         mask = mask[:, :total] if family.span == "first" else mask[:, mask.shape[1] - total :]
     valid: Tensor = mask[:, first:last] != 0
-    return valid if places is None else valid & places
+    return valid if text is None else valid & text
 
 
 def _argument(link: Link, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

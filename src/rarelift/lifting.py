@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import fused
 from .settings import Spread
 from .streams import Family
 from .tokens import Reading, token_weights, with_prompt
@@ -68,12 +69,14 @@ class Lift:
         self.live_scale = self.scale
         self.live_share: Tensor | None = None
         self.autocast = False
+        self.kept: tuple[Any, ...] | None = None  # the factors of the last masked block, and what they were made of
+        self.fused = False  # whether the kernels of `fused` are there for the call under way
         self.traced_calls = torch.zeros((), dtype=torch.int64)
         self.eager_calls = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy belongs to another pipeline; its tap tells which
-        return {**vars(self), "pipe": None, "branches": (), "add_up": None}
+        return {**vars(self), "pipe": None, "branches": (), "add_up": None, "kept": None}
 
     def refill(
         self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = ()
@@ -208,6 +211,8 @@ class Lift:
         self.live_scale = scale
         self.live_share = None if self.share is None else self._rows(self.share, rows).expand(rows, -1, -1)
         self.autocast = torch.is_autocast_enabled(first.device.type)
+        self.kept = None
+        self.fused = first.is_cuda and not torch.compiler.is_compiling() and fused.works()
 
     def count(self) -> None:
         """A block was lifted. Traced under torch.compile."""
