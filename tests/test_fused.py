@@ -77,7 +77,17 @@ def test_alpha_one_is_bit_identical(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_take_off_is_that_of_variance_bit_by_bit(dtype: torch.dtype) -> None:
     z, lifted, output = (text((2, 9, 5000), dtype, seed) for seed in range(3))
-    same(fused.take_off(output, z, lifted), variance.take_off(output, z, lifted))
+    wanted = variance.take_off(output, z, lifted)
+    same(fused.take_off(output, z, lifted), wanted)
+    same(output, wanted)  # written in place
+
+
+def test_take_off_leaves_a_tensor_that_repeats_itself_alone() -> None:
+    z, lifted = text((2, 9, 40), torch.float32), text((2, 9, 40), torch.float32, 1)
+    output = text((1, 9, 40), torch.float32, 2).expand(2, -1, -1)
+    before = output.clone()
+    assert torch.equal(fused.take_off(output, z, lifted), variance.take_off(before, z, lifted))
+    assert torch.equal(output, before)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -86,7 +96,10 @@ def test_reads_parts_of_larger_tensors(dtype: torch.dtype) -> None:
     z = whole[:, 3:12]
     assert torch.equal(fused.spread_by(z, *variance.factors(1.5, None, z)), both(z.contiguous(), 1.5, None)[1])
     lifted = both(z, 1.5, None)[1]
-    same(fused.take_off(whole[:, :9], z, lifted), variance.take_off(whole[:, :9], z, lifted))
+    output = text((2, 20, 96), dtype, 1)
+    part, before = output[:, :9], output.clone()
+    same(fused.take_off(part, z, lifted), variance.take_off(before[:, :9], z, lifted))
+    assert torch.equal(output[:, 9:], before[:, 9:])
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -97,10 +110,10 @@ def test_half_types_saturate_and_nan_stays(dtype: torch.dtype) -> None:
     lifted = both(z, 3.0, None)[1]
     assert lifted.isfinite().all()
     assert lifted.abs().max() == limit
-    assert fused.take_off(lifted, lifted, -lifted).isfinite().all()
+    assert fused.take_off(lifted.clone(), lifted, -lifted).isfinite().all()
     z[0, 0, 0] = torch.nan
     assert both(z, 3.0, None)[1][0, :, 0].isnan().all()
-    assert fused.take_off(z, z, z)[0, 0, 0].isnan()
+    assert fused.take_off(z.clone(), z, z)[0, 0, 0].isnan()
 
 
 def test_takes_texts_of_one_kind_without_gradients() -> None:

@@ -200,21 +200,32 @@ def test_the_order_alternates_and_nothing_is_collected(monkeypatch: pytest.Monke
     assert gc.isenabled()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_timed_without_waiting() -> None:
+    small, large = (torch.randn(n, n, device="cuda") for n in (256, 4096))
+    small @ small, large @ large
+    seconds = overhead.alternate_on_gpu(lambda: small @ small, lambda: large @ large, 4, "")
+    assert [len(side) for side in seconds] == [4, 4]
+    assert (seconds[1] > 2 * seconds[0]).all()
+    assert (seconds[0] > 0).all()
+
+
 def test_the_lifted_step_is_timed_on_the_lifted_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides take the same call; attaching is over before the first is timed."""
     timed: list[tuple[bool, Any]] = []
-    real = overhead.step
+    real = overhead.seconds_of
 
-    def step(model: Any, arguments: Any, device: str) -> float:
-        real(model, arguments, device)
+    def seconds_of(model: Any, arguments: Any) -> float:
+        real(model, arguments)
         lifted = any(map(links_of, model.modules()))
         timed.append((lifted, arguments))
         return 2.0 if lifted else 1.0
 
-    monkeypatch.setattr(overhead, "step", step)
+    monkeypatch.setattr(overhead, "seconds_of", seconds_of)
     record = written(TINY["flux"])
     assert (record["untouched"], record["lifted"]) == ([1.0] * 2, [2.0] * 2)
-    assert [lifted for lifted, _ in timed] == [False, True] * 2 + [True, False, False, True]
+    assert [lifted for lifted, _ in timed] == [True, False, False, True]
     assert len({id(arguments) for _, arguments in timed}) == 1
 
 

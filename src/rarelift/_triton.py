@@ -91,6 +91,8 @@ def take_off(
     z_token,
     lifted_batch,
     lifted_token,
+    back_batch,
+    back_token,
     block: tl.constexpr,
     limit: tl.constexpr,
 ):
@@ -103,4 +105,4 @@ def take_off(
     before = tl.load(z + sample * z_batch + token * z_token + channel, mask=inside).to(tl.float32)
     read = tl.load(lifted + sample * lifted_batch + token * lifted_token + channel, mask=inside).to(tl.float32)
     result = _clamped(after - (read - before), limit)
-    tl.store(back + row * width + channel, result.to(back.dtype.element_ty), mask=inside)
+    tl.store(back + sample * back_batch + token * back_token + channel, result.to(back.dtype.element_ty), mask=inside)

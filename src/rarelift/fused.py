@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_TILE = 8192  # elements that one program holds
+_TILE = 16384  # elements that one program holds
 _MOST = 1024  # tokens up to which a program holds whole columns
 _LARGEST = 2**31  # elements: offsets inside a sample are 32 bits
 
@@ -91,18 +91,23 @@ def spread_by(z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
 
 
 def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
-    """As `variance.take_off`, of three texts that `takes` accepts together."""
+    """As `variance.take_off`, of three texts that `takes` accepts together.
+
+    Writes into `output`, which the block has just made, and returns it: in a block that keeps text and image in one
+    tensor, a text of its own would be a second one in memory. A tensor that shows one number in several places is
+    left alone.
+    """
     from . import _triton
 
     batch, length, width = output.shape
-    back = torch.empty(output.shape, dtype=output.dtype, device=output.device)
+    back = output if 0 not in output.stride() else torch.empty(output.shape, dtype=output.dtype, device=output.device)
     block = min(1 << (width - 1).bit_length(), 4096)
     _launch(
         _triton.take_off,
         (batch * length, -(-width // block)),
         *(output, z, lifted, back),
         *(length, width, output.stride(0), output.stride(1)),
-        *(z.stride(0), z.stride(1), lifted.stride(0), lifted.stride(1)),
+        *(z.stride(0), z.stride(1), lifted.stride(0), lifted.stride(1), back.stride(0), back.stride(1)),
         block=block,
         limit=_limit(output.dtype),
     )
