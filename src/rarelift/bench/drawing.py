@@ -92,7 +92,7 @@ class Worker:
     ) -> list[Image.Image | None]:
         """The pictures, None where one came out as NaN. Where memory is short, in halves."""
         try:
-            with _attached(settings, self.model.pipe, prompts, call) as asked:
+            with attached(settings, self.model.pipe, prompts, call) as asked:
                 return [
                     *pipelines.text_to_image(self.model, asked.texts, seeds, batch_size=len(seeds), **asked.call),
                 ]
@@ -113,7 +113,7 @@ class Worker:
 
 
 @contextmanager
-def _attached(
+def attached(
     settings: Spread | Rival | None, pipe: DiffusionPipeline, prompts: Sequence[Prompt], call: dict[str, Any]
 ) -> Iterator[Asked]:
     """Put a method on a pipeline for one call of it."""
