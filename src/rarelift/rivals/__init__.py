@@ -21,6 +21,11 @@ RIVALS: dict[str, tuple[str, str]] = {
     "cfg-zero": ("guidance", "CfgZero"),
     "skip-layers": ("guidance", "SkipLayers"),
     "perturbed-attention": ("guidance", "PerturbedAttention"),
+    "encoder-spread": ("neighbours", "EncoderSpread"),
+    "word-weights": ("neighbours", "WordWeights"),
+    "double-text": ("neighbours", "DoubleText"),
+    "reinject": ("neighbours", "Reinject"),
+    "taca": ("neighbours", "Taca"),
 }
 
 
