@@ -131,6 +131,12 @@ def test_only_conditional_rows_are_passed_again_and_only_in_the_window() -> None
     assert rival.cost({**arguments}).forwards == 0.25
 
 
+def test_a_window_that_holds_no_step_is_an_error() -> None:
+    pipe, arguments = PIPELINES["SD3"].pipe(), call("SD3", True, steps=4)
+    with pytest.raises(RuntimeError, match="not called in a step from start=0.3 to stop=0.4, so nothing was done"):
+        draw_with(pipe, PerturbedAttention(start=0.3, stop=0.4), arguments)
+
+
 def test_cfg_zero_is_its_equation() -> None:
     pipe, arguments = PIPELINES["SD3"].pipe(), call("SD3", True, steps=1)
     kwargs = transformer_calls(pipe, arguments)[0]

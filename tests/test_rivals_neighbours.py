@@ -14,7 +14,7 @@ from torch import Tensor
 from rarelift import prompts as suites
 from rarelift.menagerie.world import PHRASINGS, Thing, caption
 from rarelift.prompts import Prompt
-from rarelift.rivals.neighbours import DoubleText, EncoderSpread, Reinject, Taca, WordWeights, rare_words
+from rarelift.rivals.neighbours import DoubleText, EncoderSpread, Reinject, Taca, WordWeights, _matched, rare_words
 from rival_cases import MODES, TEXTS, asked, call, draw_with
 from tiny_pipelines import LENGTH, NEGATIVE, PIPELINES, Call, draw
 
@@ -222,6 +222,15 @@ def test_reinject_is_its_equation(kind: str, guided: bool, match: bool) -> None:
     made = draw_with(pipe, rival, arguments)
     assert torch.allclose(made, draw_changed(pipe, arguments, change), atol=1e-5)
     assert not torch.allclose(made, draw(pipe, arguments), atol=1e-3)
+
+
+def test_what_is_matched_keeps_the_mean_and_deviation_of_each_token() -> None:
+    """Which no picture shows: blocks normalise the mean away."""
+    text, early = torch.randn(2, 3, 16) * 5 + 2, torch.randn(2, 3, 16) * 100 - 7
+    mixed = _matched(text, early, 0.5)
+    assert torch.allclose(mixed.mean(-1), text.mean(-1), atol=1e-4)
+    assert torch.allclose(mixed.std(-1), text.std(-1), rtol=0.05)
+    assert _matched(text.bfloat16(), early.bfloat16(), 0.5).dtype is torch.bfloat16
 
 
 def test_reinject_wants_its_blocks_in_order() -> None:

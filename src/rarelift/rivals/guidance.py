@@ -151,7 +151,7 @@ class _Away(Rival):
         sites = sites_of(pipe, self.name)
         wanted = self._default(len(sites)) if self.blocks is None else self.blocks
         at = [sites[i] for i in chosen(sites, wanted, self.name)]
-        seen, half = 0, "cond"
+        acted, half = False, "cond"
 
         def entered(inner: Callable[[str], Any], name: str) -> Any:
             nonlocal half
@@ -159,11 +159,13 @@ class _Away(Rival):
             return inner(name)
 
         def function(forward: Forward, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
-            nonlocal seen
-            seen += 1
+            nonlocal acted
             usual = _first(forward(arguments))
             step, steps = step_of(pipe)
-            if self.scale == 0 or half == "uncond" or not self.start <= step / steps < self.stop:
+            if half == "uncond" or not self.start <= step / steps < self.stop:
+                return (usual,)
+            acted = True
+            if self.scale == 0:
                 return (usual,)
             branches = branches_of(pipe, len(usual))
             few = arguments if branches.uncond is None else _rows(arguments, len(usual), branches.cond)
@@ -179,11 +181,16 @@ class _Away(Rival):
             if hasattr(pipe.transformer, "cache_context"):  # where FLUX says which half it calls for
                 stack.enter_context(around_method(pipe.transformer, "cache_context", entered))
             yield Asked([prompt.text for prompt in prompts], dict(call))
-        if not seen:
-            raise RuntimeError(f"{self.name}: the transformer was never called, so nothing was done")
+        if not acted:
+            raise RuntimeError(
+                f"{self.name}: the transformer was not called in a step from start={self.start:g} to "
+                f"stop={self.stop:g}, so nothing was done"
+            )
 
     def cost(self, call: Mapping[str, Any]) -> Cost:
-        """Half a pass a step where both halves of guidance are in one call, else a whole one."""
+        """A pass of one half of guidance in each step of the window. FLUX.1-dev has one half, whatever guidance_scale
+        it is told, so there it is twice what is declared.
+        """
         if self.scale == 0:
             return Cost()
         steps = int(call.get("num_inference_steps", 28))
@@ -247,7 +254,7 @@ class PerturbedAttention(_Away):
 
     name = "perturbed-attention"
     summary = "away from the model whose image tokens do not see each other (PAG)"
-    source = "arXiv 2403.17377, abstract; for joint attention diffusers 0.42.1, PAGJointAttnProcessor2_0"
+    source = "arXiv 2403.17377, abstract, and a summary; for joint attention diffusers' PAGJointAttnProcessor2_0"
 
     def _default(self, depth: int) -> Sequence[int]:
         return (13 * depth // 24,)
