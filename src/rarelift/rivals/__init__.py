@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 # name: module and class; modules are imported when they are asked for
 RIVALS: dict[str, tuple[str, str]] = {
+    "guidance": ("guidance", "Guidance"),
     "cfg-zero": ("guidance", "CfgZero"),
+    "skip-layers": ("guidance", "SkipLayers"),
+    "perturbed-attention": ("guidance", "PerturbedAttention"),
+    "encoder-spread": ("neighbours", "EncoderSpread"),
+    "word-weights": ("neighbours", "WordWeights"),
+    "double-text": ("neighbours", "DoubleText"),
+    "reinject": ("neighbours", "Reinject"),
+    "taca": ("neighbours", "Taca"),
 }
 
 
