@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # name: module and class; modules are imported when they are asked for
 RIVALS: dict[str, tuple[str, str]] = {
     "cfg-zero": ("guidance", "CfgZero"),
+    "rewrite": ("rewrite", "Rewrite"),
+    "rare-to-frequent": ("rare_to_frequent", "RareToFrequent"),
+    "attend-excite": ("attend_excite", "AttendExcite"),
 }
 
 
