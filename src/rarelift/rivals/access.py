@@ -163,7 +163,8 @@ def attention(
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is not F.scaled_dot_product_attention or not now:
                 return func(*args, **(kwargs or {}))
-            (query, key, value), further = args[:3], {**dict(zip(_FURTHER, args[3:], strict=False)), **(kwargs or {})}
+            further = {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})}
+            query, key, value = (further.pop(name) for name in _ARGUMENTS[:3])
             site, length, pixels = now[-1]
             total = key.shape[2]
             if total != length + pixels:
@@ -180,7 +181,7 @@ def attention(
         yield
 
 
-_FURTHER = ("attn_mask", "dropout_p", "is_causal")
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, further: dict[str, Any]) -> Tensor:

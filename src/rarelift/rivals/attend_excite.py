@@ -218,9 +218,7 @@ class _Under:
         bound = inspect.signature(step).bind(*args, **kwargs)
         sample = bound.arguments["sample"]
         if sample.shape != self.moved.shape:
-            raise UnsupportedPipelineError(
-                f"{self.rival.name}: {type(self.pipe).__name__} gives the transformer more than the picture's latents"
-            )
+            raise self._more()
         bound.arguments["sample"] = self.moved.to(sample.dtype)
         self.moved = None
         return step(*bound.args, **bound.kwargs)
@@ -282,7 +280,16 @@ class _Under:
             patch = self.pipe.transformer.config.patch_size
             return latents.shape[2] // patch, latents.shape[3] // patch
         last = arguments["img_ids"].reshape(-1, 3).amax(0)
-        return int(last[1]) + 1, int(last[2]) + 1
+        rows, columns = int(last[1]) + 1, int(last[2]) + 1
+        if rows * columns != latents.shape[1]:
+            raise self._more()
+        return rows, columns
+
+    def _more(self) -> UnsupportedPipelineError:
+        pipe = type(self.pipe).__name__
+        return UnsupportedPipelineError(
+            f"{self.rival.name}: {pipe} gives the transformer more than the picture's latents"
+        )
 
     def _positions(self, reading: Reading, texts: Mapping[str, tuple[str, ...]]) -> tuple[Tensor, Tensor]:
         """Which tokens are of which word, [rows, W, L], and which of any word of the prompt, [rows, L]."""

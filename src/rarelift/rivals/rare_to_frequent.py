@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..menagerie.world import VALUES, Thing, caption, frequency, habitat
+from ..menagerie.world import VALUES, Thing, caption, frequency, habitat, value_shares
 from . import language
 from .access import Forward, around
 from .base import Asked, Cost, Rival
@@ -49,8 +50,8 @@ class RareToFrequent(Rival):
 
     Args:
         mapping: "menagerie" replaces the attributes that are rare for the prompt's animal by those it is usually
-            seen with, all in one frequent prompt. "menagerie-animal" keeps them and puts the animal in its place with
-            which they are seen most often, as the paper's own examples do. Or the path of a JSON file, {prompt:
+            seen with, all in one frequent prompt. "menagerie-animal" keeps them and puts the animal in its place that
+            is seen with them most often, as the paper's own examples do. Or the path of a JSON file, {prompt:
             [{"frequent": text, "until": share} or {"frequent": text, "level": 1 to 5}]}; `written_by` makes one.
             The Menagerie's mappings are our stand-ins for the language model.
         stop: `until` of the frequent prompts that the mapping gives none; 0 turns the method off.
@@ -119,9 +120,14 @@ def usual_attributes(thing: Thing) -> Thing:
 
 
 def usual_animal(thing: Thing) -> Thing:
-    """The animal that is most often seen like this, in place of the one that is not; the first of several."""
+    """The animal in its place that is most often seen with what is rare for it, and then with the rest."""
+
+    def often(other: Thing) -> tuple[float, float]:
+        rare = math.prod(value_shares(other.animal, a)[getattr(other, a)] for a in thing.tail)
+        return rare, frequency(other)
+
     others = (replace(thing, animal=animal) for animal in VALUES["animal"])
-    return max(others, key=frequency) if thing.tail else thing
+    return max(others, key=often) if thing.tail else thing
 
 
 class _Turns:
