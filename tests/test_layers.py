@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines": {"menagerie"},
     "prompts": {"menagerie", "settings"},
     "menagerie": {"metrics", "prompts"},
-    "rivals": FACTS | {"attach", "anatomy", "menagerie", "pipelines", "prompts", "spans", "tokens"},
+    "rivals": FACTS | {"attach", "anatomy", "menagerie", "metrics", "pipelines", "prompts", "spans", "tokens"},
     "bench": {
         "attach",
         "bench.stats",

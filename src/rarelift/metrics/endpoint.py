@@ -67,13 +67,30 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Reply:
+    """What came back.
+
+    Attributes:
+        answer: what was said; None where the response held no text, or none came.
+        raw: the answer as it came; the body of the response where that held no answer.
+        model: the model that the endpoint says it was, else the one asked for.
+        error: why no response came, None if one did.
+    """
+
+    answer: str | None
+    raw: str
+    model: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Chat:
     """Asks the endpoint at `url`, the full address, .../v1/chat/completions.
 
     Args:
         url: http or https.
         model: its name there.
-        key: sent as a bearer token, kept out of the repr and of every verdict.
+        key: sent as a bearer token, kept out of the repr and of every reply.
         timeout: seconds without an answer before one try is given up.
         retries: tries after the first, on timeouts, broken connections and the states in `RETRIED`.
         backoff: seconds before the second try; each further pause is twice as long.
@@ -100,6 +117,55 @@ class Judge:
                 "the timeout has to be above 0, the others 0 or more"
             )
 
+    def ask(self, content: str | Sequence[Mapping[str, object]]) -> Reply:
+        """What the model says to one message, a text or a list of parts.
+
+        Raises:
+            EndpointError: the endpoint refuses every request of this kind (401, 404, ...).
+        """
+        request = self._request(content)
+        error = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(self.backoff * 2 ** (attempt - 1))
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    body = response.read().decode("utf-8", errors="replace")
+                return _reply(body, self.model)
+            except urllib.error.HTTPError as refusal:
+                said = refusal.read().decode("utf-8", errors="replace")[:500]
+                error = f"HTTP {refusal.code}: {said}"
+                if refusal.code not in RETRIED:
+                    raise EndpointError(f"{self.url} refuses model {self.model!r}: {error}") from None
+            except (OSError, http.client.HTTPException) as failure:  # timeouts and URLError are OSErrors
+                error = f"{type(failure).__name__}: {failure}"
+        return Reply(None, "", self.model, f"{error} (after {self.retries + 1} tries)")
+
+    def _request(self, content: str | Sequence[Mapping[str, object]]) -> urllib.request.Request:
+        body = {**self.options, "model": self.model, "messages": [{"role": "user", "content": content}]}
+        headers = {"Content-Type": "application/json"}
+        if self.key is not None:
+            headers["Authorization"] = f"Bearer {self.key}"
+        return urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
+
+
+def _reply(body: str, asked: str) -> Reply:
+    """The answer in a response. Anything else than a response is kept whole."""
+    try:
+        response = json.loads(body)
+        answer = response["choices"][0]["message"]["content"]
+        model = response.get("model")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return Reply(None, body, asked)
+    if not isinstance(answer, str):  # a refusal, or a list of parts
+        return Reply(None, body, asked)
+    return Reply(answer, answer, model if isinstance(model, str) else asked)
+
+
+@dataclass(frozen=True)
+class Judge(Chat):
+    """Grades pictures by asking; see `Chat` for the arguments."""
+
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Verdict]:
         """One verdict a picture, its score in 1..5 or None; higher is better.
 
@@ -112,50 +178,16 @@ class Judge:
         return [self._judge(image, text) for image, text in zip(pictures, words, strict=True)]
 
     def _judge(self, image: Image.Image, text: str) -> Verdict:
-        request = self._request(image, text)
-        error = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.backoff * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    body = response.read().decode("utf-8", errors="replace")
-                return _verdict(body, self.model)
-            except urllib.error.HTTPError as refusal:
-                said = refusal.read().decode("utf-8", errors="replace")[:500]
-                error = f"HTTP {refusal.code}: {said}"
-                if refusal.code not in RETRIED:
-                    raise EndpointError(f"{self.url} refuses model {self.model!r}: {error}") from None
-            except (OSError, http.client.HTTPException) as failure:  # timeouts and URLError are OSErrors
-                error = f"{type(failure).__name__}: {failure}"
-        return Verdict(None, "", self.model, f"{error} (after {self.retries + 1} tries)")
-
-    def _request(self, image: Image.Image, text: str) -> urllib.request.Request:
         png = io.BytesIO()
         image.save(png, "PNG")
         address = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-        content = [
-            {"type": "text", "text": INSTRUCTION.format(text=text)},
-            {"type": "image_url", "image_url": {"url": address}},
-        ]
-        body = {**self.options, "model": self.model, "messages": [{"role": "user", "content": content}]}
-        headers = {"Content-Type": "application/json"}
-        if self.key is not None:
-            headers["Authorization"] = f"Bearer {self.key}"
-        return urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
-
-
-def _verdict(body: str, asked: str) -> Verdict:
-    """The answer in a response. Anything else than a response is kept whole and has no score."""
-    try:
-        response = json.loads(body)
-        answer = response["choices"][0]["message"]["content"]
-        model = response.get("model")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Verdict(None, body, asked)
-    if not isinstance(answer, str):  # a refusal, or a list of parts
-        return Verdict(None, body, asked)
-    return Verdict(score(answer), answer, model if isinstance(model, str) else asked)
+        reply = self.ask(
+            [
+                {"type": "text", "text": INSTRUCTION.format(text=text)},
+                {"type": "image_url", "image_url": {"url": address}},
+            ]
+        )
+        return Verdict(None if reply.answer is None else score(reply.answer), reply.raw, reply.model, reply.error)
 
 
 def score(answer: str) -> float | None:

@@ -26,6 +26,9 @@ RIVALS: dict[str, tuple[str, str]] = {
     "double-text": ("neighbours", "DoubleText"),
     "reinject": ("neighbours", "Reinject"),
     "taca": ("neighbours", "Taca"),
+    "rewrite": ("rewrite", "Rewrite"),
+    "rare-to-frequent": ("rare_to_frequent", "RareToFrequent"),
+    "attend-excite": ("attend_excite", "AttendExcite"),
 }
 
 
