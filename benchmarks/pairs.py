@@ -51,16 +51,17 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results" / "pairs.jsonl"
 # The steps are bounds; on the GPU the clock ends a stage long before.
 PRESETS = {
-    "gpu-short": Preset((96, 128), 10**5, (32, 64, 96), 10**5, 64, 256, 4, 8, 10**6, 256, 8e-4, 10**5, 0),
+    "gpu-short": Preset((96, 128), 10**5, (32, 64, 96), 10**5, 64, 256, 4, 8, 10**6, 192, 8e-4, 10**5, 0),
     "cpu": Preset((96, 128), 10**5, (16, 32, 64), 10**5, 16, 192, 3, 8, 10**6, 64, 1e-3, 10**5, 0),
     "tiny": Preset((16, 16), 3, (8, 8, 8), 3, 4, 32, 2, 2, 4, 4, 1e-3, 3, 0),
 }
 ROWS = {"gpu-short": 2**19, "cpu": 2**17, "tiny": 64}  # captions drawn before training
 # Shares of the budget that are gone when a stage ends. On a GPU the first three, too small to fill it, run at once.
 ENDS = {"vae": 0.20, "judge": 0.30, "text": 0.38, "transformer": 0.97}
-TOGETHER = 0.24
+TOGETHER = 0.25
 SEEN = ("text", "vae", "judge", "transformer")
 SHARD = "12MB"
+AHEAD = 4  # batches that are encoded at once for the transformer
 LOOK = 20  # steps between two looks at the loss
 PART = 14 * 2**20  # bytes of files in one tar of --pack
 
@@ -76,7 +77,8 @@ class Easel:
         self.grounds = torch.from_numpy(pw.grounds()).to(device)
         self.device = device
         if device.startswith("cuda"):
-            torch.set_float32_matmul_precision("high")  # what autocast leaves in float32
+            torch.set_float32_matmul_precision("high")  # of what autocast leaves in float32
+            torch.backends.cudnn.benchmark = True
 
     def paint(self, labels: torch.Tensor) -> torch.Tensor:
         """Pictures of `labels` [B, 10], moved and mirrored at random: floats in -1..1, [B, 3, SIZE, SIZE]."""
@@ -352,7 +354,7 @@ def train_judge(studio: Studio, seconds: float) -> tuple[Reader, dict[str, Any]]
         decay_from=0.2,
         ema=0.995,
     )
-    labels = studio.easel.balanced(16 * studio.preset.batch)
+    labels = studio.easel.balanced(32 * studio.preset.batch)
     right = (
         torch.cat([reader.read(studio.easel.paint(some)) == some for some in torch.split(labels, 256)]).float().mean(0)
     )
@@ -392,15 +394,26 @@ def train_transformer(
         latents = vae.encode(captions.draw(batch)[0]).latent_dist.mean
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
 
+    @torch.no_grad()
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+        """A few at a time, since the host has more to do for frozen networks than the GPU."""
+        images, ids = captions.draw(AHEAD * batch)
+        latents = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.sample().float()
+        latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        untold = torch.rand(len(ids), 1, device=studio.device) < 0.1
+        stream, pooled = train.text_stream(text, torch.where(untold, captions.empty, ids))
+        return zip(*(torch.split(part, batch) for part in (latents.contiguous(), stream, pooled)), strict=True)
+
+    ready: Iterator[tuple[torch.Tensor, ...]] = iter(())
+
     def loss_of() -> torch.Tensor:
-        with torch.no_grad(), studio.autocast():
-            images, ids = captions.draw(batch)
-            latents = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.sample().float()
-            latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-            untold = torch.rand(batch, 1, device=studio.device) < 0.1
-            stream, pooled = train.text_stream(text, torch.where(untold, captions.empty, ids))
+        nonlocal ready
         with studio.autocast():
-            return train.flow_loss(transformer, latents.contiguous(), stream, pooled)
+            made = next(ready, None)
+            if made is None:
+                ready = batches()
+                made = next(ready)
+            return train.flow_loss(transformer, *made)
 
     record = fit(
         studio,
@@ -829,11 +842,13 @@ def picture(bench: Bench, out: Path, seeds: int, guidance: float | None) -> None
 
 def renders(columns: int, n: int = 3) -> list[tuple[str, list[Image.Image]]]:
     """Rows of what training shows: `n` pairs, drawn anew in each column."""
-    easel = Easel(np.stack([pw.figures(a) for a in VALUES["animal"]]), "cpu")
     rng = random.Random("renders")
+    drawn = [replace(pw.draw_pair(rng), relation=pw.RELATIONS[i % 3]) for i in range(n)]
+    shown = {thing.animal for pair in drawn for thing in (pair.first, pair.second)}
+    blank = np.zeros_like(pw.figures(drawn[0].first.animal))  # figures take seconds, so only of whom is shown
+    easel = Easel(np.stack([pw.figures(a) if a in shown else blank for a in VALUES["animal"]]), "cpu")
     rows = []
-    for i in range(n):
-        pair = replace(pw.draw_pair(rng), relation=pw.RELATIONS[i % 3])
+    for pair in drawn:
         labels = torch.tensor([pw.placed(pair, rng) for _ in range(columns)])
         array = ((easel.paint(labels) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         rows.append((f"drawn: {pw.caption(pair)}", [Image.fromarray(a) for a in array]))
