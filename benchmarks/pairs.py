@@ -203,8 +203,8 @@ def token_ids(words: np.ndarray, tokenizer: CLIPTokenizer) -> tuple[torch.Tensor
     said = torch.from_numpy(words.astype(np.int64))
     there = said != pw.NO_WORD
     ids = empty.repeat(len(said), 1)
+    # CLIP pads with its end token, so the end needs no place of its own
     ids[:, 1:-1] = torch.where(there, number[said.clamp(max=len(number) - 1)], empty[2:])
-    ids[torch.arange(len(ids)), 1 + there.sum(1)] = tokenizer.eos_token_id
     return ids, empty
 
 
