@@ -63,8 +63,8 @@ PRESETS = {
 
 
 @functools.cache
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte-pair vocabulary and merges in which every word of the lexicon is one token."""
+def _vocabulary(words: frozenset[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte-pair vocabulary and merges in which every one of `words` is one token."""
     import json
 
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -80,28 +80,27 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
         initial_alphabet=list(string.ascii_lowercase + string.digits + string.punctuation),
     )
     letters = list(string.ascii_lowercase + string.digits + string.punctuation)
-    tokenizer.train_from_iterator([" ".join(sorted(lexicon())), " ".join(letters)], trainer)
+    tokenizer.train_from_iterator([" ".join(sorted(words)), " ".join(letters)], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A `CLIPTokenizer` with one token per word of the world and letters for the rest; pads to `TEXT_LENGTH`."""
+def build_tokenizer(words: frozenset[str] | None = None, length: int = TEXT_LENGTH) -> CLIPTokenizer:
+    """A `CLIPTokenizer` with one token per word of the world and letters for the rest; pads to `length`."""
     from transformers import CLIPTokenizer
 
-    vocabulary, merges = _vocabulary()
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=TEXT_LENGTH)
+    vocabulary, merges = _vocabulary(lexicon() if words is None else words)
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=length)
 
 
-def _text_config(width: int, layers: int) -> dict[str, object]:
-    tokenizer = build_tokenizer()
+def _text_config(width: int, layers: int, tokenizer: CLIPTokenizer) -> dict[str, object]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": max(1, width // 32),
-        "max_position_embeddings": TEXT_LENGTH,
+        "max_position_embeddings": tokenizer.model_max_length,
         "projection_dim": width,
         "hidden_act": "gelu",
         "bos_token_id": tokenizer.bos_token_id,
@@ -110,14 +109,14 @@ def _text_config(width: int, layers: int) -> dict[str, object]:
     }
 
 
-def build_text_encoder(width: int) -> CLIPTextModelWithProjection:
+def build_text_encoder(width: int, tokenizer: CLIPTokenizer | None = None) -> CLIPTextModelWithProjection:
     """A CLIP text encoder of three layers; its penultimate states are the text stream, as in SD3."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    return CLIPTextModelWithProjection(CLIPTextConfig(**_text_config(width, 3)))
+    return CLIPTextModelWithProjection(CLIPTextConfig(**_text_config(width, 3, tokenizer or build_tokenizer())))
 
 
-def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
+def build_vae(channels: tuple[int, ...], size: int = SIZE) -> AutoencoderKL:
     """An autoencoder with 8 latent channels, reducing each side by 2 per channel step after the first."""
     from diffusers import AutoencoderKL
 
@@ -132,15 +131,15 @@ def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        sample_size=SIZE,
+        sample_size=size,
     )
 
 
-def build_transformer(preset: Preset) -> SD3Transformer2DModel:
-    """The MM-DiT of SD3 at the preset's size, patches of 2 x 2 latents."""
+def build_transformer(preset: Preset, size: int = SIZE) -> SD3Transformer2DModel:
+    """The MM-DiT of SD3 at the preset's size, patches of 2 x 2 latents, for pictures of `size` pixels a side."""
     from diffusers import SD3Transformer2DModel
 
-    latent_side = SIZE // 2 ** (len(preset.vae_channels) - 1)
+    latent_side = size // 2 ** (len(preset.vae_channels) - 1)
     return SD3Transformer2DModel(
         sample_size=latent_side,
         patch_size=2,
@@ -202,4 +201,6 @@ def build_clip() -> CLIPModel:
         "projection_dim": 128,
         "hidden_act": "gelu",
     }
-    return CLIPModel(CLIPConfig(text_config=_text_config(128, 3), vision_config=vision, projection_dim=128))
+    return CLIPModel(
+        CLIPConfig(text_config=_text_config(128, 3, build_tokenizer()), vision_config=vision, projection_dim=128)
+    )

@@ -291,12 +291,12 @@ def contrastive(images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor, sc
 # ---------------------------------------------------------------------------------------------- stages
 
 
-def _tower(width: int) -> nn.Sequential:
+def tower(width: int, size: int = world.SIZE) -> nn.Sequential:
     """The image side of the contrastive training, thrown away afterwards."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 32), (32, 64), (64, 96), (96, 128)):
         layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.GroupNorm(8, outputs), nn.GELU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * (world.SIZE // 16) ** 2, width))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * (size // 16) ** 2, width))
 
 
 def train_text(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
@@ -305,7 +305,7 @@ def train_text(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
     networks = nn.ModuleDict()
     for i, width in enumerate(run.preset.text_widths):
         networks[f"encoder_{i}"] = recipe.build_text_encoder(width)
-        networks[f"tower_{i}"] = _tower(width)
+        networks[f"tower_{i}"] = tower(width)
     scales = nn.ParameterList([torch.tensor(2.5), torch.tensor(2.5)])
     networks["scales"] = scales
     networks.to(run.device)
@@ -324,6 +324,14 @@ def train_text(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
     return networks, record
 
 
+def vae_loss(images: torch.Tensor, output: torch.Tensor, mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """L1, squares and L1 of the gradients of what `output` misses of `images`, and a trace of KL."""
+    off = output - images
+    edges = off.diff(dim=-1).abs().mean() + off.diff(dim=-2).abs().mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return off.abs().mean() + 2 * off.square().mean() + 0.5 * edges + 1e-6 * kl
+
+
 def train_vae(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
     """The autoencoder, on balanced pictures: L1, L1 of the gradients, a trace of KL; then the latents' scale."""
     torch.manual_seed(run.seed + 1)
@@ -338,11 +346,7 @@ def train_vae(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
         _, images, _ = _draw(run, "vae", step, run.preset.vae_batch, balanced=True)
         with run.autocast():
             output, mean, logvar = reconstruct(images.contiguous(memory_format=torch.channels_last))
-        output, mean, logvar = output.float(), mean.float(), logvar.float()
-        off = output - images
-        edges = off.diff(dim=-1).abs().mean() + off.diff(dim=-2).abs().mean()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return off.abs().mean() + 2 * off.square().mean() + 0.5 * edges + 1e-6 * kl
+        return vae_loss(images, output.float(), mean.float(), logvar.float())
 
     record = fit(
         run, "vae", networks, loss_of, steps=run.preset.vae_steps, learning_rate=1.5e-3, decay_from=0.2, ema=0.999
@@ -376,18 +380,8 @@ def train_transformer(run: Run, text: nn.ModuleDict, vae: AutoencoderKL) -> tupl
 
     def loss_of(step: int) -> torch.Tensor:
         latents, stream, pooled = batch(step)
-        sigma = torch.randn(len(latents), device=run.device).sigmoid()
-        noise = torch.randn_like(latents)
-        mixed = latents + sigma[:, None, None, None] * (noise - latents)
         with run.autocast():
-            velocity = forward(
-                hidden_states=mixed,
-                encoder_hidden_states=stream,
-                pooled_projections=pooled,
-                timestep=1000 * sigma,
-                return_dict=False,
-            )[0]
-        return (velocity.float() - (noise - latents)).square().mean()
+            return flow_loss(forward, latents, stream, pooled)
 
     record = fit(
         run,
@@ -402,16 +396,43 @@ def train_transformer(run: Run, text: nn.ModuleDict, vae: AutoencoderKL) -> tupl
     return networks, record
 
 
+def flow_loss(
+    forward: Callable[..., Any], latents: torch.Tensor, stream: torch.Tensor, pooled: torch.Tensor
+) -> torch.Tensor:
+    """Squared error of the velocity at one sigma a picture, drawn logit-normal, with noise of its own."""
+    sigma = torch.randn(len(latents), device=latents.device).sigmoid()
+    noise = torch.randn_like(latents)
+    mixed = latents + sigma[:, None, None, None] * (noise - latents)
+    velocity = forward(
+        hidden_states=mixed,
+        encoder_hidden_states=stream,
+        pooled_projections=pooled,
+        timestep=1000 * sigma,
+        return_dict=False,
+    )[0]
+    loss: torch.Tensor = (velocity.float() - (noise - latents)).square().mean()
+    return loss
+
+
 def text_stream(text: nn.ModuleDict, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What `StableDiffusion3Pipeline.encode_prompt` makes of `ids` without a T5.
 
     Penultimate states side by side, padded with zeros to the joint width, then as many zero tokens in the T5 slot:
-    [B, 2 * TEXT_LENGTH, JOINT_WIDTH]; and the pooled embeddings side by side.
+    [B, 2 * tokens, JOINT_WIDTH]; and the pooled embeddings side by side.
     """
     outputs = [text[f"encoder_{i}"](ids, output_hidden_states=True) for i in range(2)]
     clip = torch.cat([o.hidden_states[-2] for o in outputs], -1)
-    stream = F.pad(clip, (0, JOINT_WIDTH - clip.shape[-1], 0, TEXT_LENGTH))
+    stream = F.pad(clip, (0, JOINT_WIDTH - clip.shape[-1], 0, ids.shape[1]))
     return stream, torch.cat([o.text_embeds for o in outputs], -1)
+
+
+def half_roughened(images: torch.Tensor) -> torch.Tensor:
+    """The first half of `images` blurred and noisy, each to a degree of its own; the rest as they are."""
+    half = len(images) // 2
+    soft = F.avg_pool2d(F.pad(images[:half], (1, 1, 1, 1), mode="replicate"), 3, 1)
+    mix = torch.rand(half, 1, 1, 1, device=images.device)
+    rough = images[:half] + mix * (soft - images[:half]) + 0.15 * torch.rand_like(mix) * torch.randn_like(soft)
+    return torch.cat([rough, images[half:]])
 
 
 def train_judge(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
@@ -424,13 +445,8 @@ def train_judge(run: Run) -> tuple[nn.ModuleDict, dict[str, Any]]:
     def loss_of(step: int) -> torch.Tensor:
         n = 128 if run.preset_name != "tiny" else 4
         things, images, _ = _draw(run, "judge", step, n, balanced=True)
-        half = n // 2
-        soft = F.avg_pool2d(F.pad(images[:half], (1, 1, 1, 1), mode="replicate"), 3, 1)
-        mix = torch.rand(half, 1, 1, 1, device=run.device)
-        rough = images[:half] + mix * (soft - images[:half]) + 0.15 * torch.rand_like(mix) * torch.randn_like(soft)
-        images = torch.cat([rough, images[half:]])
         labels = torch.tensor([thing.labels for thing in things], device=run.device)
-        logits = judge(images).logits.split(sizes, 1)
+        logits = judge(half_roughened(images)).logits.split(sizes, 1)
         return torch.stack([F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)]).sum()
 
     record = fit(

@@ -315,9 +315,9 @@ def _patterned(rgb: np.ndarray, pattern: str) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def _figure(animal: str, colour: str, pattern: str, wearable: str) -> np.ndarray:
-    """The animal without its ground: premultiplied RGBA floats, [SIZE, SIZE, 4], with a white sticker edge."""
-    side = SIZE * _SUPER
+def _figure(animal: str, colour: str, pattern: str, wearable: str, size: int = SIZE) -> np.ndarray:
+    """The animal without its ground: premultiplied RGBA floats, [size, size, 4], with a white sticker edge."""
+    side = size * _SUPER
     body = round(side * _BODY)
     pixels = np.asarray(_sprites()[animal], np.float64) / 255
     painted = np.concatenate([_patterned(_tint(pixels, COLOURS[colour]), pattern), pixels[..., 3:]], -1)
@@ -337,7 +337,7 @@ def _figure(animal: str, colour: str, pattern: str, wearable: str) -> np.ndarray
     edge = np.max([margin[dy : dy + side, dx : dx + side] for dy, dx in near], 0)
     rgb = solid[..., :3] * alpha[..., None] + (1 - alpha[..., None]) * edge[..., None]
     whole = np.concatenate([rgb, edge[..., None]], -1)
-    return np.asarray(whole.reshape(SIZE, _SUPER, SIZE, _SUPER, 4).mean((1, 3)), np.float32)
+    return np.asarray(whole.reshape(size, _SUPER, size, _SUPER, 4).mean((1, 3)), np.float32)
 
 
 def _placed(animal: str, wearable: str, body: int) -> tuple[Image.Image, tuple[int, int]]:
