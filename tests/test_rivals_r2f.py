@@ -119,17 +119,35 @@ def test_the_prompts_take_turns(which: str, mapping: str) -> None:
     assert (changed > 4) == (which == "SD3, skipping layers")  # its further passes are of the same prompt
 
 
+def test_steps_that_bfloat16_rounds_together(mapping: str) -> None:
+    pipe, call = made("Flux")
+    pipe.to(torch.bfloat16)
+    times, texts = [], []
+
+    def spy(forward: Any, arguments: dict[str, Any]) -> Any:
+        times.append(float(arguments["timestep"][0]))
+        texts.append(arguments["encoder_hidden_states"])
+        return forward(arguments)
+
+    with around(pipe.transformer, spy):
+        drawn(RareToFrequent(mapping), pipe, {**call, "sigmas": [1.0, 0.9999, 0.5, 0.4]}, RARE)
+    assert times[0] == times[1]
+    own, frequent = (embeddings(pipe, call, [text])[0] for text in (RARE, FIRST))
+    assert torch.equal(texts[0], frequent)
+    assert torch.equal(texts[1], own)
+
+
 def test_images_of_one_prompt_and_a_single_prompt(mapping: str) -> None:
     pipe, call = made("SD3, guided")
-    generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    rival = RareToFrequent(mapping)
-    with rival.on(pipe, asked(RARE), call) as what:
-        both = pipe(prompt=RARE, num_images_per_prompt=2, generator=generators, return_dict=False, **what.call)[0]
-    for i in range(2):
+    rival, texts = RareToFrequent(mapping), [RARE, OTHER]
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    with rival.on(pipe, asked(*texts), call) as what:
+        every = pipe(prompt=texts, num_images_per_prompt=2, generator=generators, return_dict=False, **what.call)[0]
+    for i in range(4):
         generators = [torch.Generator().manual_seed(i)]
-        with rival.on(pipe, asked(RARE), call) as what:
-            alone = pipe(prompt=[RARE], generator=generators, return_dict=False, **what.call)[0]
-        torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+        with rival.on(pipe, asked(texts[i // 2]), call) as what:
+            alone = pipe(prompt=texts[i // 2], generator=generators, return_dict=False, **what.call)[0]
+        torch.testing.assert_close(every[i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", CASES)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from rarelift import prompts
 from rarelift.menagerie.world import ATTRIBUTES, PHRASINGS, Thing, caption, check_prompt
@@ -99,9 +99,10 @@ WORDS = "a an red lion crown purple striped wearing on the and blue Description:
 def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random causal model with a tokenizer, in a folder."""
     torch.manual_seed(0)
-    words = ["<unk>", "</s>", *WORDS.split()]
+    words = ["<unk>", "</s>", "<s>", *WORDS.split()]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
     if request.param == "chat":
         fast.chat_template = (
@@ -145,7 +146,8 @@ def test_a_local_model_decodes_greedily(local: Path, pipe: Any, instruction: str
         message = f"Say this: {text}\n"
         if tokenizer.chat_template:
             message = f"user {message} assistant"
-        ids = tokenizer(message, return_tensors="pt")["input_ids"]
+        ids = tokenizer(message, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        assert (ids[0, 0] == 2) == (tokenizer.chat_template is None)  # a template begins the text itself
         new: list[int] = []
         while len(new) < 6 and 1 not in new:
             with torch.no_grad():

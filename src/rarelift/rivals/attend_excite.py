@@ -17,7 +17,7 @@ from ..settings import Spread, one_of
 from ..tokens import FUNCTION_WORDS, Reading, token_weights
 from .access import Attend, Forward, Joint, around, around_method, attention, sites_of
 from .base import Asked, Cost, Rival, UnsupportedPipelineError
-from .prompted import Encode, Steps, encoding, pooled_at, reading_of
+from .prompted import Encode, Steps, counting, encoding, pooled_at, reading_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,8 +101,8 @@ class AttendExcite(Rival):
     def on(self, pipe: DiffusionPipeline, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> Iterator[Asked]:
         pooled_at(pipe, self.name)
         sites = sites_of(pipe, self.name)
-        under = _Under(self, pipe, sites)
         with ExitStack() as stack:
+            under = _Under(self, pipe, sites, stack.enter_context(counting(pipe)))
             stack.enter_context(encoding(pipe, under.encode))
             stack.enter_context(around(pipe.transformer, under.transform))
             stack.enter_context(around_method(pipe.scheduler, "step", under.step))
@@ -184,10 +184,9 @@ def smooth(maps: Tensor) -> Tensor:
 class _Under:
     """One call of a pipeline under way: its words, its step, and the latents of the step after the update."""
 
-    def __init__(self, rival: AttendExcite, pipe: DiffusionPipeline, sites: tuple[Site, ...]) -> None:
-        self.rival, self.pipe, self.family = rival, pipe, sites[0].family
+    def __init__(self, rival: AttendExcite, pipe: DiffusionPipeline, sites: tuple[Site, ...], steps: Steps) -> None:
+        self.rival, self.pipe, self.family, self.steps = rival, pipe, sites[0].family, steps
         self.blocks = _chosen(rival.blocks, len(sites))
-        self.steps = Steps(pipe)
         self.moved: Tensor | None = None
         self._words: tuple[Tensor, Tensor] | None = None
 
@@ -202,7 +201,7 @@ class _Under:
         return found
 
     def transform(self, forward: Forward, arguments: dict[str, Any]) -> Any:
-        if self.steps.begins(arguments["timestep"]):
+        if self.steps.begins():
             early = self.steps.index < self.rival.stop * self.steps.total
             self.moved = self._excite(forward, arguments) if self.rival.scale and early else None
         if self.moved is not None:  # both halves of guidance have the same latents, in one call or in two

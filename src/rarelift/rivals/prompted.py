@@ -73,10 +73,13 @@ def reading_of(
 
 
 class Steps:
-    """Counts the steps of a denoising loop: calls of the transformer at the same timestep are of one step."""
+    """Counts the steps of a denoising loop: calls of the transformer before one of the scheduler are of one step.
+
+    The timestep would not tell: a step of second order has one twice, and bfloat16 rounds neighbours together.
+    """
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
-        self._pipe, self._timestep = pipe, float("nan")
+        self._pipe, self._under_way = pipe, False
         self.index = -1
         """Of the step under way, from 0."""
 
@@ -84,11 +87,22 @@ class Steps:
     def total(self) -> int:
         return int(self._pipe.num_timesteps)
 
-    def begins(self, timestep: Tensor) -> bool:
-        """Whether a call at this timestep, which counts as seen then, is the first one of its step."""
-        now = float(timestep.reshape(-1)[0])
-        if now == self._timestep:
+    def begins(self) -> bool:
+        """Whether a call of the transformer is the first one of its step."""
+        if self._under_way:
             return False
-        self._timestep = now
+        self._under_way = True
         self.index += 1
         return True
+
+    def end(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._under_way = False
+        return step(*args, **kwargs)
+
+
+@contextmanager
+def counting(pipe: DiffusionPipeline) -> Iterator[Steps]:
+    """The steps of the call of a pipeline while inside."""
+    steps = Steps(pipe)
+    with around_method(pipe.scheduler, "step", steps.end):
+        yield steps

@@ -15,7 +15,7 @@ from ..menagerie.world import VALUES, Thing, caption, frequency, habitat, value_
 from . import language
 from .access import Forward, around
 from .base import Asked, Cost, Rival
-from .prompted import Encode, Steps, encoding, pooled_at
+from .prompted import Encode, Steps, counting, encoding, pooled_at
 from .rewrite import phrasing_of, thing_of
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ class RareToFrequent(Rival):
     def on(self, pipe: DiffusionPipeline, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> Iterator[Asked]:
         pooled = pooled_at(pipe, self.name)
         known = self._file()
-        turns = _Turns(pipe, pooled, [self._phases(prompt, known) for prompt in prompts])
+        phases = [self._phases(prompt, known) for prompt in prompts]
         with ExitStack() as stack:
+            turns = _Turns(stack.enter_context(counting(pipe)), pooled, phases)
             stack.enter_context(encoding(pipe, turns.encode))
             stack.enter_context(around(pipe.transformer, turns.transform))
             yield Asked([prompt.text for prompt in prompts], dict(call))
@@ -133,8 +134,8 @@ def usual_animal(thing: Thing) -> Thing:
 class _Turns:
     """One call of a pipeline under way."""
 
-    def __init__(self, pipe: DiffusionPipeline, pooled: int, phases: Sequence[tuple[Phase, ...]]) -> None:
-        self._pooled, self._phases, self._steps = pooled, phases, Steps(pipe)
+    def __init__(self, steps: Steps, pooled: int, phases: Sequence[tuple[Phase, ...]]) -> None:
+        self._steps, self._pooled, self._phases = steps, pooled, phases
         self._own: Tensor | None = None
         self._texts = self._vectors = torch.empty(0)  # the prompt's own, then its frequent ones: [1 + most, rows, ...]
         self.seen = False
@@ -162,7 +163,7 @@ class _Turns:
         return found
 
     def transform(self, forward: Forward, arguments: dict[str, Any]) -> Any:
-        self._steps.begins(arguments["timestep"])
+        self._steps.begins()
         text = arguments["encoder_hidden_states"]
         rows = self._conditional(text)
         if rows is not None:
