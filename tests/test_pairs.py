@@ -364,8 +364,8 @@ def test_bars_hold_or_not() -> None:
 def test_a_picture_for_the_eye(folder: Path, tmp_path: Path) -> None:
     pairs.main(["picture", "--folder", str(folder), "--out", str(tmp_path / "grid.png"), "--seeds", "1"])
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.width > 2 * SIZE
-        assert grid.height > 12 * SIZE
+        assert grid.width > 2 * 2 * SIZE  # untouched and lifted, twice as large as drawn
+        assert grid.height > 15 * 2 * SIZE  # three that were drawn, six prompts of each suite
 
 
 def test_verdicts_of_other_weights_are_refused(folder: Path, tmp_path: Path) -> None:
