@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,7 @@ def pictures(folder: Path, row: Mapping[str, Any], keys: Sequence[tuple[str, int
             yield image.convert("RGB")
 
 
+@cache
 def suite_of(stage: str, side: str) -> prompts.Suite:
     return prompts.load(SUITES[side], limit=PROMPTS[stage], split=stage)
 
@@ -465,7 +467,9 @@ def main() -> None:
         keep(FILE, [*rest, *collected(args.what, args.folder)])
         tables()
     elif args.what == "cost":
-        keep(COSTS, list(costs(chosen(rows), args.pairs, args.batch_size)))
+        picked = chosen(rows)
+        methods = {name: picked.get(name, spelled(name, tried[0])) for name, tried in SEARCH.items()}
+        keep(COSTS, list(costs(methods, args.pairs, args.batch_size)))
         tables()
     else:
         tables()
