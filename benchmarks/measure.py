@@ -216,10 +216,10 @@ def made_with(drawing: Drawing) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The commit that measures, and what it stands on; a copy without its history is told it by RARELIFT_COMMIT."""
+    """The commit that measures, and what it stands on; RARELIFT_COMMIT says it where a copy's history does not."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    told = os.environ.get("RARELIFT_COMMIT", "unknown")
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or told
+    told = os.environ.get("RARELIFT_COMMIT")
+    commit = told or subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     return {"commit": commit, **pictures.versions()}
 
 

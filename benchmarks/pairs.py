@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 import pairs_world as pw
 import rarelift
-from measure import NOT_RUN, fingerprint, table, versions
+from measure import NOT_RUN, fingerprint, table, versions, write_section
 from pairs_world import ASKED, HEADS, KINDS, OF_SUBJECT, SIZE, TILE, PairPrompt
 from rarelift import pipelines
 from rarelift.bench import stats
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 RESULTS = Path(__file__).parent / "results" / "pairs.jsonl"
+PAGE = Path(__file__).parents[1] / "docs" / "menagerie.md"
 # The steps are bounds; on the GPU the clock ends a stage long before.
 PRESETS = {
     "gpu-short": Preset((96, 128), 10**5, (32, 64, 96), 10**5, 64, 256, 4, 8, 10**6, 192, 8e-4, 10**5, 0),
@@ -874,7 +875,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measures.add_argument("--tune", type=int, default=TUNE, help="tune prompts a suite (default: %(default)s)")
     measures.add_argument("--seeds", type=int, default=4, help="pictures a prompt (default: %(default)s)")
     measures.add_argument("--limit", type=float, default=float("inf"), help="begin no cell after so many seconds")
-    measures.add_argument("--out", type=Path, default=RESULTS, help="verdicts; the tables go beside it, as .md")
+    measures.add_argument(
+        "--out", type=Path, default=RESULTS, help="verdicts; but for the default, the tables go beside them, as .md"
+    )
     pictures = commands.add_parser("picture", help="draw a labelled grid")
     pictures.add_argument("--out", type=Path, required=True)
     pictures.add_argument("--seeds", type=int, default=3)
@@ -901,7 +904,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif args.command == "measure":
         bench = Bench(args.folder, args.out, args.device, args.batch)
         text = measure(bench, Plan(args.tune, args.prompts, args.seeds), args.limit)
-        args.out.with_suffix(".md").write_text(text + "\n")
+        if args.out == RESULTS:
+            write_section(PAGE, "pairs", text)
+        else:
+            args.out.with_suffix(".md").write_text(text + "\n")
         print(text)
     else:
         picture(

@@ -331,7 +331,7 @@ def searched(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(header, body)
 
 
-def compared(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str, Any]], guidance: float) -> str:
+def compared(rows: Sequence[Mapping[str, Any]], guidance: float) -> str:
     """The methods at one guidance."""
     mine = {(r["side"], r["method"]): r for r in rows if r.get("stage") == "report" and r["guidance"] == guidance}
     methods = complete(rows, "report")
@@ -436,7 +436,7 @@ def tables() -> None:
     if any(row.get("stage") == "report" for row in rows):
         write_section(PAGE, "equal", equal_common(rows, spent))
         write_section(PAGE, "against", against_lift(rows, spent))
-        parts = [f"### guidance_scale {g:g}\n\n{compared(rows, spent, g)}" for g in GUIDANCES["report"]]
+        parts = [f"### guidance_scale {g:g}\n\n{compared(rows, g)}" for g in GUIDANCES["report"]]
         write_section(PAGE, "methods", "\n\n".join(parts))
     print(PAGE)
 
@@ -468,8 +468,8 @@ def main() -> None:
         tables()
     elif args.what == "cost":
         picked = chosen(rows)
-        methods = {name: picked.get(name, spelled(name, tried[0])) for name, tried in SEARCH.items()}
-        keep(COSTS, list(costs(methods, args.pairs, args.batch_size)))
+        each = {name: picked.get(name, spelled(name, tried[0])) for name, tried in SEARCH.items()}
+        keep(COSTS, list(costs(each, args.pairs, args.batch_size)))
         tables()
     else:
         tables()

@@ -15,8 +15,10 @@ from rarelift.bench import paper
 from rarelift.bench.runs import SCORES, Method, Plan, Run, append
 from rarelift.menagerie.world import ATTRIBUTES, Thing, render
 
-METHODS = tuple(map(Method.parse, ("untouched", "lift:carry=true", "lift:alpha=1.2", "lift", "lift:alpha=2")))
+NAMES = ("untouched", "lift:carry=true", "lift:alpha=1.2", "lift", "lift:alpha=2", "rewrite", "taca")
+METHODS = tuple(map(Method.parse, NAMES))
 RARE = {"untouched": 0.5, "lift:alpha=1.2": 0.55, "lift": 0.6, "lift:alpha=2": 0.4, "lift:carry=true": 0.0}
+RARE |= {"rewrite": 0.45, "taca": 0.5}
 
 
 def score(method: str, rare: bool, i: int) -> dict[str, float]:
@@ -74,8 +76,13 @@ def test_methods(measured: paper.Measured) -> None:
     assert rows["lift"][2].startswith("0.875 [")
     assert rows["lift"][3] == "see below"
     assert rows["lift"][4:] == ("0.328", "+0.5%")
-    assert rows["prompt rewriting"] == (*("not built yet",) * 4, "0.301", "+35%")
+    assert rows["prompt rewriting, `rewrite`"][0].startswith(f"{mean - 0.05:.3f} [")
+    assert rows["prompt rewriting, `rewrite`"][4:] == ("0.301", "+35%")
+    lacking = rows["optimisation at denoising time"]
+    assert lacking == ("not in these runs: --method attend-excite", "", "", "", "0.312", "+200%")
     assert any(note.startswith("CLIP-T, lift minus untouched: +0.100 [+0.100, +0.100]") for note in table.notes)
+    assert any(note.startswith("CLIP-T, prompt rewriting minus untouched: -0.050 [") for note in table.notes)
+    assert len(set(table.notes)) == len(table.notes)
 
 
 def test_a_preference_model_is_asked_first(runs: list[Path], measured: paper.Measured) -> None:

@@ -34,6 +34,7 @@ _METHODS = {
     "prompt rewriting": ("0.301", "+35%"),
     "optimisation at denoising time": ("0.312", "+200%"),
 }
+_RIVALS = {"prompt rewriting": "rewrite", "optimisation at denoising time": "attend-excite"}
 _TASKS = {"image": "+15.1%", "video": "+13.8%", "editing": "+10.6%"}
 _ALPHA: dict[float, tuple[str, str, str]] = {
     1.0: ("0.285", "0.332", "12.5"),
@@ -247,13 +248,13 @@ def _methods(measured: Measured, guidance: float | None) -> Table:
     default = measured.lifts.get(DEFAULT_ALPHA)
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
+    planned = measured.records[0].plan["methods"]
+    rivals = {(m["settings"] or {}).get("rival"): m["name"] for m in reversed(planned)}  # the first of each
     for name, (clip_t, cost) in _METHODS.items():
-        method = {"untouched": UNTOUCHED, "lift": default}.get(name)
-        if name not in ("untouched", "lift"):
-            rows.append((name, NOT_BUILT, NOT_BUILT, NOT_BUILT, NOT_BUILT, clip_t, cost))
-            continue
+        method = {"untouched": UNTOUCHED, "lift": default}.get(name) or rivals.get(_RIVALS.get(name))
         if method is None:
-            rows.append((name, *("not measured",) * 4, clip_t, cost))
+            add = f"not in these runs: --method {_RIVALS.get(name, 'lift')}"
+            rows.append((name, add, *("",) * 3, clip_t, cost))
             continue
         values = measured.rare.values(method, guidance, "clip_t")
         success = measured.rare.values(method, guidance, "success")
@@ -268,22 +269,24 @@ def _methods(measured: Measured, guidance: float | None) -> Table:
                     "Preferred: how often the picture of the same noise is the better one, by the "
                     + ("preference model." if judged[0] == "preference" else "share of attributes seen; ties are half.")
                 )
-            notes += _about(measured.rare, method, guidance)
+            notes += _about(measured.rare, method, guidance, name)
+            if name in _RIVALS:
+                name += f", `{method}`"
         rows.append((name, _said(_mean(values)), _said(_mean(success)), liked, seconds, clip_t, cost))
     notes.append(
         "Extra time: a run draws one method after the other, so what else the machine does would be in it; "
         "`benchmarks/overhead.py` takes turns, and docs/overhead.md holds what it found."
     )
     head = ("method", "CLIP-T, rare", "success, rare", "preferred to untouched", "extra time")
-    return Table("Methods", (*head, "CLIP-T, published", "cost, published"), rows, notes)
+    return Table("Methods", (*head, "CLIP-T, published", "cost, published"), rows, [*dict.fromkeys(notes)])
 
 
-def _about(side: Side, method: str, guidance: float | None) -> list[str]:
+def _about(side: Side, method: str, guidance: float | None, called: str) -> list[str]:
     said = []
     for metric, name in (("clip_t", "CLIP-T"), ("success", "success")):
         if found := _apart(side, method, guidance, metric):
             said.append(
-                f"{name}, lift minus untouched: {stats.mean(*found):+.3f}; a repeat would find "
+                f"{name}, {called} minus untouched: {stats.mean(*found):+.3f}; a repeat would find "
                 f"{stats.detectable(*found):.3f} four times in five."
             )
     return said
