@@ -76,17 +76,23 @@ def name_of(method: str) -> str:
 
 
 def drawn(
-    stage: str, methods: Sequence[str], folder: Path, jobs: int, further: Sequence[str], seconds: float | None
+    stage: str,
+    methods: Sequence[str],
+    guidances: Sequence[float],
+    folder: Path,
+    jobs: int,
+    further: Sequence[str],
+    seconds: float | None,
 ) -> None:
     """Draw methods, by one bench for each suite and guidance; the slow ones apart, so that nobody waits for them.
 
     After `seconds` all are stopped, and the same command goes on with them.
     """
     slow = [method for method in methods if name_of(method) in SLOW]
-    quick = [UNTOUCHED, *(method for method in methods if method not in slow)]
+    quick = [method for method in methods if method not in slow]
     commands = []
     for kind, chosen in (("quick", quick), ("slow", slow)):
-        for guidance in GUIDANCES[stage] if chosen else ():
+        for guidance in guidances if chosen else ():
             for side, suite in SUITES.items():
                 run = folder / stage / f"{side}-g{guidance:g}-{kind}"
                 command = [sys.executable, "-m", "rarelift.cli", "bench", str(run), "--suite", suite]
@@ -126,13 +132,12 @@ def collected(stage: str, folder: Path) -> list[dict[str, Any]]:
         groups |= {(side, *key): group for key, group in record.groups.items()}
     for (side, method, guidance), group in groups.items():
         keys = [(p.id, seed) for seed in range(SEEDS[stage]) for p in suite_of(stage, side).prompts]
-        base = groups.get((side, UNTOUCHED, guidance), {})
-        if not all(key in group and key in base for key in keys):
+        if not all(key in group for key in keys):
             print(f"left out, not drawn to the end: {method} at guidance {guidance} on {side} prompts")
             continue
-        lines = [group[key] for key in keys]
+        lines, base = [group[key] for key in keys], groups.get((side, UNTOUCHED, guidance), {})
         clip = [line["scores"].get("clip_t", np.nan) for line in lines]
-        before = [base[key]["scores"].get("clip_t", np.nan) for key in keys]
+        before = [base[key]["scores"].get("clip_t", np.nan) for key in keys if key in base]
         ids = [prompt for prompt, _ in keys]
         found.append(
             {
@@ -143,7 +148,9 @@ def collected(stage: str, folder: Path) -> list[dict[str, Any]]:
                 "right": "".join(str(int(line["scores"].get("success", 0))) for line in lines),
                 "failed": sum("failed" in line for line in lines),
                 "clip_t": told(stats.mean(clip, ids)),
-                "clip_t_difference": None if method == UNTOUCHED else told(stats.difference(clip, before, ids)),
+                "clip_t_difference": told(stats.difference(clip, before, ids))
+                if method != UNTOUCHED and len(before) == len(clip)
+                else None,
             }
         )
     about = {
@@ -179,7 +186,7 @@ def kids(rows: Sequence[Mapping[str, Any]], common: Sequence[summary.Record]) ->
             features = see(list(pictures(folders[row["method"], row["guidance"]], row, keys)))
             if row["method"] == UNTOUCHED:
                 kept[row["guidance"]] = features
-            far = sets.kid(real, features, ids, None if row["method"] == UNTOUCHED else kept[row["guidance"]])
+            far = sets.kid(real, features, ids, None if row["method"] == UNTOUCHED else kept.get(row["guidance"]))
             made[i] = {"kid": told(far.value), "kid_difference": far.difference and told(far.difference)}
     yield from (made[i] for i in range(len(rows)))
 
@@ -217,13 +224,13 @@ def verdicts(rows: Sequence[Mapping[str, Any]], stage: str, method: str) -> list
     return found
 
 
-def complete(rows: Sequence[Mapping[str, Any]], stage: str) -> list[str]:
-    """The methods that were drawn at every guidance, for both sides."""
+def complete(rows: Sequence[Mapping[str, Any]], stage: str, guidances: Sequence[float]) -> list[str]:
+    """The methods that were drawn at each of these guidances, for both sides."""
     found: dict[str, int] = {}
     for row in rows:
-        if row.get("stage") == stage:
+        if row.get("stage") == stage and row["guidance"] in guidances:
             found[row["method"]] = found.get(row["method"], 0) + 1
-    return [method for method, count in found.items() if count == len(SUITES) * len(GUIDANCES[stage])]
+    return [method for method, count in found.items() if count == len(SUITES) * len(guidances)]
 
 
 def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -241,7 +248,7 @@ def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         kept = [rare for rare, common in curve if common >= least]
         return bool(kept), max(kept, default=max(map(sum, curve)))
 
-    tried = [method for method in complete(rows, "tune") if method != UNTOUCHED]
+    tried = [method for method in complete(rows, "tune", GUIDANCES["tune"]) if method != UNTOUCHED]
     names = dict.fromkeys(map(name_of, tried))
     return {name: max((m for m in tried if name_of(m) == name), key=worth) for name in names}
 
@@ -321,7 +328,7 @@ def costs(methods: Mapping[str, str], pairs: int, batch: int) -> Iterator[dict[s
 def searched(rows: Sequence[Mapping[str, Any]]) -> str:
     """Every setting that was tried, at each guidance, as rare / common success on the tuning prompts."""
     picked = set(chosen(rows).values())
-    tried = complete(rows, "tune")
+    tried = complete(rows, "tune", GUIDANCES["tune"])
     header = ["method", *(f"guidance {g:g}" for g in GUIDANCES["tune"])]
     body = []
     for method in tried:
@@ -334,7 +341,7 @@ def searched(rows: Sequence[Mapping[str, Any]]) -> str:
 def compared(rows: Sequence[Mapping[str, Any]], guidance: float) -> str:
     """The methods at one guidance."""
     mine = {(r["side"], r["method"]): r for r in rows if r.get("stage") == "report" and r["guidance"] == guidance}
-    methods = complete(rows, "report")
+    methods = complete(rows, "report", [guidance])
     base = next(v for v in verdicts(rows, "report", UNTOUCHED) if v.guidance == guidance)
     header = ["method", "rare success", "difference", "common success", "difference", "CLIP-T, rare", "KID x 1000"]
     body = []
@@ -360,9 +367,8 @@ def equal_common(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str,
     peak_of_ = {row["name"]: row["peaks"][1] / row["peaks"][0] for row in spent}
     header = ["method", "guidance", "rare success", "to untouched", "common, to untouched", "time", "memory"]
     body = []
-    drawn_to_the_end = complete(rows, "report")
     for name, method in chosen(rows).items():
-        if method not in drawn_to_the_end:
+        if method not in complete(rows, "report", GUIDANCES["tune"][1:]):
             continue
         found = stats.at_equal_common(
             verdicts(rows, "tune", UNTOUCHED),
@@ -396,7 +402,7 @@ def against_lift(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str,
     lift = picked[LIFT]
     body = []
     for row in spent:
-        if row["name"] == LIFT or picked[row["name"]] not in complete(rows, "report"):
+        if row["name"] == LIFT or picked.get(row["name"]) not in complete(rows, "report", GUIDANCES["tune"][1:]):
             continue
         if ratio_of(row["untouched"], row["seconds"]).value >= CHEAP:
             continue
@@ -419,6 +425,12 @@ def against_lift(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str,
             ]
         )
     return table([f"`{lift}` against", "its guidance", "rare", "common"], body)
+
+
+def cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row is of; a later one takes its place."""
+    keys = ("stage", "side", "method", "guidance")
+    return ("about", row["about"]) if "about" in row else tuple(row[key] for key in keys)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -448,6 +460,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--seconds", type=float, help="stop drawing after these, and take what is whole")
     parser.add_argument("--skip", nargs="*", default=[], help="names of methods to leave out")
+    parser.add_argument("--only", nargs="*", help="names of methods to draw; the records of the others stay")
+    parser.add_argument("--guidance", nargs="*", type=float, help="of these alone")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--pairs", type=int, default=12, help="for cost: calls of each side")
@@ -462,9 +476,18 @@ def main() -> None:
         methods = list(chosen(rows).values())
     if args.what in ("tune", "report"):
         methods = [method for method in methods if name_of(method) not in args.skip]
-        drawn(args.what, methods, args.folder, args.jobs, further, args.seconds)
-        rest = [row for row in rows if args.what not in (row.get("stage"), row.get("about"))]
-        keep(FILE, [*rest, *collected(args.what, args.folder)])
+        methods = [method for method in methods if args.only is None or name_of(method) in args.only]
+        if args.only is None:
+            methods = [UNTOUCHED, *methods]
+        drawn(args.what, methods, args.guidance or GUIDANCES[args.what], args.folder, args.jobs, further, args.seconds)
+        fresh = collected(args.what, args.folder)
+        if args.only is None:
+            rest = [row for row in rows if args.what not in (row.get("stage"), row.get("about", "").split(":")[0])]
+        else:
+            fresh[0]["about"] += f": {' '.join(args.only)}"
+            anew = set(map(cell, fresh))
+            rest = [row for row in rows if cell(row) not in anew]
+        keep(FILE, [*rest, *fresh])
         tables()
     elif args.what == "cost":
         picked = chosen(rows)

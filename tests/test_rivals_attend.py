@@ -370,7 +370,7 @@ def test_wrong_calls() -> None:
     pipe, call = made("SD3")
     draw(pipe, call)
     attributes, prompt = state(pipe), [Prompt("p", PROMPTS[0], "k")]
-    with pytest.raises(ValueError, match="blocks names 7, and the pipeline has 3"):
+    with pytest.raises(ValueError, match="has the blocks 0 to 2, so there is no block 7"):
         drawn(replace(PLAIN, blocks=(7,)), pipe, call)
     with pytest.raises(ValueError, match="the phrase 'crown', which is not in the prompt"):
         drawn(replace(PLAIN, words="crown"), pipe, call, PROMPTS[:1])

@@ -109,6 +109,33 @@ def test_runs_become_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert next(row["right"] for row in found if row["method"] == "cfg-zero") == "".join(right)
 
 
+def test_some_methods_are_drawn_later_beside_the_records_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "FILE", tmp_path / "rivals.jsonl")
+    monkeypatch.setattr(rivals, "tables", lambda: None)
+    asked: list[Any] = []
+    monkeypatch.setattr(rivals, "drawn", lambda *given: asked.append(given[1:3]))
+    about = {"about": "tune", "versions": {}}
+    for only, made in (
+        ([], rows("tune", untouched=((5, 9), (5, 9)), lift=((6, 9), (6, 9)))),
+        (["--only", "taca", "--guidance", "2"], rows("tune", taca=((9, 9), (9, 9)))[2:]),
+    ):
+        monkeypatch.setattr(rivals, "collected", lambda *_, made=made: [dict(about), *made])
+        monkeypatch.setattr(sys, "argv", ["rivals.py", "tune", str(tmp_path), *only])
+        rivals.main()
+    kept = rivals.read(rivals.FILE)
+    assert [row["about"] for row in kept if "about" in row] == ["tune", "tune: taca"]
+    assert [row["method"] for row in kept if "stage" in row] == ["untouched"] * 4 + ["lift"] * 4 + ["taca"] * 2
+    assert asked[0][0][:2] == ["untouched", "lift:alpha=1.1"]
+    assert {rivals.name_of(method) for method in asked[1][0]} == {"taca"}
+    assert asked[1][1] == [2.0]
+    monkeypatch.setattr(rivals, "collected", lambda *_: [dict(about)])
+    monkeypatch.setattr(sys, "argv", ["rivals.py", "tune", str(tmp_path)])
+    rivals.main()
+    assert rivals.read(rivals.FILE) == [about]
+
+
 def test_the_page_holds_the_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     rivals.suite_of.cache_clear()

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..settings import Spread, one_of
+from ..settings import one_of
 from ..tokens import FUNCTION_WORDS, Reading, token_weights
 from .access import Attend, Forward, Joint, around, around_method, attention, sites_of
 from .base import Asked, Cost, Rival, UnsupportedPipelineError
+from .checks import blocks as read_blocks
+from .checks import chosen
 from .prompted import Encode, Steps, counting, encoding, pooled_at, reading_of
 
 if TYPE_CHECKING:
@@ -82,8 +84,6 @@ class AttendExcite(Rival):
         thresholds = self.thresholds if isinstance(self.thresholds, (tuple, list)) else (self.thresholds,)
         if len(thresholds) != len(_TIMES):
             raise ValueError(f"thresholds must be {len(_TIMES)} numbers, such as 0.05+0.5+0.8, got {self.thresholds!r}")
-        blocks = "+".join(map(str, self.blocks)) if isinstance(self.blocks, (tuple, list)) else self.blocks
-        blocks = blocks.replace("+", ",") if isinstance(blocks, str) else blocks  # no comma on the command line
         for name, value in (
             ("words", self.words if self.words == CONTENT else tuple(phrases)),
             ("scale", _number("scale", self.scale, math.inf)),
@@ -91,7 +91,7 @@ class AttendExcite(Rival):
             ("thresholds", tuple(_number("thresholds", t, 1.0) for t in thresholds)),
             ("sharpness", _number("sharpness", self.sharpness, math.inf)),
             ("over", one_of("over", self.over, OVER)),
-            ("blocks", Spread.from_dict({"blocks": blocks}).blocks),
+            ("blocks", read_blocks(self.blocks)),
         ):
             object.__setattr__(self, name, value)
         if type(self.refinements) is not int or self.refinements < 0:
@@ -186,7 +186,8 @@ class _Under:
 
     def __init__(self, rival: AttendExcite, pipe: DiffusionPipeline, sites: tuple[Site, ...], steps: Steps) -> None:
         self.rival, self.pipe, self.family, self.steps = rival, pipe, sites[0].family, steps
-        self.blocks = _chosen(rival.blocks, len(sites))
+        wanted = range(len(sites)) if rival.blocks is None else rival.blocks
+        self.blocks = frozenset(chosen(sites, wanted, rival.name))
         self.moved: Tensor | None = None
         self._words: tuple[Tensor, Tensor] | None = None
 
@@ -317,11 +318,3 @@ class _Under:
 def _content_words(text: str) -> list[str]:
     """The different words of a prompt without function words, in their order."""
     return list(dict.fromkeys(word for word in re.findall(r"\w+", text.lower()) if word not in FUNCTION_WORDS))
-
-
-def _chosen(blocks: tuple[int, ...] | None, number: int) -> frozenset[int]:
-    """Blocks counted from 0; a negative one counts from the end."""
-    for block in blocks or ():
-        if not -number <= block < number:
-            raise ValueError(f"blocks names {block}, and the pipeline has {number} joint blocks, 0 to {number - 1}")
-    return frozenset(range(number) if blocks is None else (block % number for block in blocks))

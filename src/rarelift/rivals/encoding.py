@@ -7,19 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..streams import Family, Segment
+from ..streams import Family
 from ..tokens import read, token_weights
 from .access import around_method, sites_of
 from .checks import true_guidance
+from .prompted import FLUX_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from diffusers import DiffusionPipeline
     from torch import Tensor
-
-_FLUX = (Segment((("tokenizer_2", "prompt_2"),), "text_encoder_2", "max_sequence_length"),)
-"""How FluxPipeline lays out its text, which `streams` does not say: there, padding takes part as in the model."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def encoding(
     """
     family = sites_of(pipe, rival)[0].family
     if not family.segments:
-        family = replace(family, segments=_FLUX)
+        family = replace(family, segments=FLUX_TEXT)
     together = family.batch == "uncond_cond"  # one call encodes both halves
     apart = not together and true_guidance(call) > 1  # a call each, the prompt first
     seen = 0

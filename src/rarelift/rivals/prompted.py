@@ -23,8 +23,9 @@ Encode = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 _POOLED = {"SD3Transformer2DModel": 2, "FluxTransformer2DModel": 1}
 """Where the pooled embedding is in what `encode_prompt` returns, by class of the transformer; the embedding of the
 tokens is first. Source: diffusers 0.42.1, the pipelines of both."""
-_T5 = (Segment((("tokenizer_2", "prompt_2"),), "text_encoder_2", "max_sequence_length"),)
-"""How FLUX lays out its text stream, of which the table of `streams` says nothing. Source: pipeline_flux.py."""
+FLUX_TEXT = (Segment((("tokenizer_2", "prompt_2"),), "text_encoder_2", "max_sequence_length"),)
+"""How FLUX lays out its text stream, which `streams` does not say: there padding takes part, as in the model. Source:
+pipeline_flux.py."""
 
 
 def pooled_at(pipe: DiffusionPipeline, rival: str) -> int:
@@ -68,7 +69,7 @@ def reading_of(
     """What a finished `encode_prompt` call said, and the family with a layout of the stream that goes with it."""
     if family.segments:
         return family, read(pipe, family, arguments, embeds)
-    known = replace(family, segments=_T5)
+    known = replace(family, segments=FLUX_TEXT)
     return known, read(pipe, known, {**arguments, "prompt_2": arguments["prompt_2"] or arguments["prompt"]}, embeds)
 
 
