@@ -32,7 +32,7 @@ from tqdm import tqdm
 from measure import RESULTS, table, versions, write_section
 from overhead import alternate, machine, peak_resident, ratio_of
 from rarelift import pipelines, prompts
-from rarelift.bench import drawing, sets, stats, summary
+from rarelift.bench import drawing, plots, sets, stats, summary
 from rarelift.bench.runs import LIFT, MANIFEST, UNTOUCHED, Method
 from rarelift.bench.stats import Estimate, Verdicts
 from rarelift.menagerie import CLIP
@@ -427,6 +427,30 @@ def against_lift(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str,
     return table([f"`{lift}` against", "its guidance", "rare", "common"], body)
 
 
+FIGURES = {
+    "neighbours": ("encoder-spread", "taca", "word-weights", "reinject", "double-text"),
+    "others": ("cfg-zero", "skip-layers", "perturbed-attention", "rewrite", "rare-to-frequent", "attend-excite"),
+}
+"""Which methods are in which figure, beside the untouched pipeline and the lift."""
+
+
+def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """SVG files by name: rare against common success, a curve over guidance for each method."""
+    picked = chosen(rows)
+    found = {}
+    for figure, names in FIGURES.items():
+        curves: list[plots.Curve] = []
+        methods = [UNTOUCHED, *(picked[name] for name in (LIFT, *names) if name in picked)]
+        for method in methods:
+            points = stats.curve(whole) if (whole := verdicts(rows, "report", method)) else []
+            if points:
+                guidances, rare, common = zip(*((p.guidance, p.rare, p.common) for p in points), strict=True)
+                curves.append(plots.Curve(method, len(curves), guidances, rare, common))
+        svg = plots.rare_against_common(curves, "success", f"rivals-{figure}", legend=True)
+        found[figure] = plots.standalone(svg)
+    return found
+
+
 def cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of; a later one takes its place."""
     keys = ("stage", "side", "method", "guidance")
@@ -450,6 +474,8 @@ def tables() -> None:
         write_section(PAGE, "against", against_lift(rows, spent))
         parts = [f"### guidance_scale {g:g}\n\n{compared(rows, g)}" for g in GUIDANCES["report"]]
         write_section(PAGE, "methods", "\n\n".join(parts))
+        for name, svg in figures(rows).items():
+            PAGE.with_name(f"rivals-{name}.svg").write_text(svg)
     print(PAGE)
 
 
