@@ -428,8 +428,9 @@ def against_lift(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str,
 
 
 FIGURES = {
-    "neighbours": ("encoder-spread", "taca", "word-weights", "reinject", "double-text"),
-    "others": ("cfg-zero", "skip-layers", "perturbed-attention", "rewrite", "rare-to-frequent", "attend-excite"),
+    "text": ("encoder-spread", "taca", "reinject", "double-text"),
+    "guidance": ("cfg-zero", "skip-layers", "perturbed-attention"),
+    "words": ("word-weights", "rewrite", "rare-to-frequent", "attend-excite"),
 }
 """Which methods are in which figure, beside the untouched pipeline and the lift."""
 
@@ -445,7 +446,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             points = stats.curve(whole) if (whole := verdicts(rows, "report", method)) else []
             if points:
                 guidances, rare, common = zip(*((p.guidance, p.rare, p.common) for p in points), strict=True)
-                curves.append(plots.Curve(method, len(curves), guidances, rare, common))
+                curves.append(plots.Curve(name_of(method), len(curves), guidances, rare, common))
         svg = plots.rare_against_common(curves, "success", f"rivals-{figure}", legend=True)
         found[figure] = plots.standalone(svg)
     return found
