@@ -53,7 +53,7 @@ SEARCH: dict[str, tuple[str, ...]] = {
     "taca": ("", "threshold=900", "threshold=500", "gamma=1.1,threshold=0", "gamma=1.4,threshold=900"),
     "rewrite": ("",),
     "rare-to-frequent": (
-        *("stop=0.1", "stop=0.2", ""),
+        *("mapping=menagerie,stop=0.1", "mapping=menagerie,stop=0.2", "mapping=menagerie"),
         *("mapping=menagerie-animal,stop=0.2", "mapping=menagerie-animal"),
     ),
     "word-weights": ("weight=1.1", "", "weight=1.5"),

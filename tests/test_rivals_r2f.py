@@ -201,7 +201,7 @@ def test_menagerie_prompts_have_frequent_ones_that_the_model_reads(suite: Any) -
                 assert ("animal" in same) == (mapping == "menagerie")
     drawn_now = menagerie_prompts("rare", 1, split="tune")[0]
     prompt = prompts.load("menagerie-rare", limit=1, split="tune").prompts[0]
-    (phase,) = RareToFrequent()._phases(prompt, None)
+    (phase,) = RareToFrequent("menagerie")._phases(prompt, None)
     assert phase.text in [caption(usual_attributes(drawn_now.thing), p) for p in range(4)]
 
 
@@ -276,7 +276,7 @@ def test_the_manifest_tells_mappings_apart(mapping: str, tmp_path: Path) -> None
     with open(mapping, "w") as file:
         file.write("{}")
     assert RareToFrequent(mapping).to_dict()["mapping_digest"] != before["mapping_digest"]
-    assert RareToFrequent().to_dict() == {"rival": "rare-to-frequent", "mapping": "menagerie", "stop": 0.4}
+    assert RareToFrequent().to_dict() == {"rival": "rare-to-frequent", "mapping": "menagerie-animal", "stop": 0.4}
 
 
 # ---------------------------------------------------------------- a language model that makes the mapping

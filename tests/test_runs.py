@@ -30,6 +30,7 @@ from rarelift.bench.drawing import Worker
 from rarelift.bench.runs import SCORES, UNTOUCHED, Method, Plan, Run, Unit, read_scores
 from rarelift.menagerie import PIPELINE
 from rarelift.prompts import Prompt, Suite
+from rarelift.rivals import make
 from rarelift.settings import Spread
 from tiny_pipelines import LENGTH, sd3
 
@@ -330,8 +331,12 @@ def test_methods_are_read() -> None:
     assert Method.parse("lift").settings == Spread()
     read = Method.parse("lift:alpha=2,carry=true,tokens=striped+crown,blocks=0-3,stop=0.5").settings
     assert read == Spread(alpha=2.0, carry=True, tokens=("striped", "crown"), blocks=(0, 1, 2, 3), stop=0.5)
+    assert Method.parse("lift:tokens=purple lion+").settings == Spread(tokens=("purple lion",))
+    assert Method.parse("taca:gamma=1.5").settings == make("taca", {"gamma": 1.5})
     for wrong, said in (
         ("lifted", "Did you mean 'lift'"),
+        ("tacca", "Did you mean 'taca'"),
+        ("taca:gama=2", "Did you mean 'gamma'"),
         ("lift:alpa=2", "Did you mean 'alpha'"),
         ("lift:alpha", "is no setting"),
         ("untouched:alpha=2", "takes no settings"),

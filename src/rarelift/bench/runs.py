@@ -71,11 +71,11 @@ class Method:
 
 
 def _value(text: str) -> Any:
-    """true, false and numbers as such; words by plus signs as phrases; the rest as text."""
+    """true, false and numbers as such; phrases by plus signs, of which one alone is "crown+"; the rest as text."""
     try:
         return json.loads(text.lower())
     except ValueError:
-        return tuple(text.split("+")) if "+" in text else text
+        return tuple(filter(None, text.split("+"))) if "+" in text else text
 
 
 @dataclass(frozen=True)

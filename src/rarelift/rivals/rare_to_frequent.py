@@ -49,15 +49,15 @@ class RareToFrequent(Rival):
     the authors' SD3 pipeline turns into 10, 20, 40, 60 and 80% of the steps.
 
     Args:
-        mapping: "menagerie" replaces the attributes that are rare for the prompt's animal by those it is usually
-            seen with, all in one frequent prompt. "menagerie-animal" keeps them and puts the animal in its place that
-            is seen with them most often, as the paper's own examples do. Or the path of a JSON file, {prompt:
-            [{"frequent": text, "until": share} or {"frequent": text, "level": 1 to 5}]}; `written_by` makes one.
-            The Menagerie's mappings are our stand-ins for the language model.
+        mapping: "menagerie-animal" keeps what is rare for a Menagerie prompt's animal and puts the animal in its place
+            that is seen with it most often, as the paper's own examples do. "menagerie" keeps the animal and replaces
+            what is rare by what it is usually seen with, all in one frequent prompt. Or the path of a JSON file,
+            {prompt: [{"frequent": text, "until": share} or {"frequent": text, "level": 1 to 5}]}; `written_by` makes
+            one. The Menagerie's mappings are our stand-ins for the language model.
         stop: `until` of the frequent prompts that the mapping gives none; 0 turns the method off.
     """
 
-    mapping: str = MENAGERIE
+    mapping: str = MENAGERIE_ANIMAL
     stop: float = 0.4
 
     name = "rare-to-frequent"
