@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,21 @@ def test_every_word_of_the_world_is_one_token() -> None:
         assert tokenizer.convert_ids_to_tokens(tokenizer(word).input_ids)[1:-1] == [f"{word}</w>"]
     longest = max((world.caption(t, p) for t in world.all_things() for p in range(4)), key=lambda c: len(c.split()))
     assert len(tokenizer(longest).input_ids) == recipe.TEXT_LENGTH
+
+
+def test_words_have_the_same_numbers_in_every_process() -> None:
+    """Training goes on in another process than it began in; a hash that breaks ties would mix the words up."""
+    code = """if True:
+        from rarelift.menagerie import recipe, world
+        print(recipe._vocabulary(world.lexicon()))
+    """
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert said == {f"{recipe._vocabulary(world.lexicon())}\n".encode()}
 
 
 def test_the_exported_folder_is_a_pipeline_that_draws(exported: Path) -> None:

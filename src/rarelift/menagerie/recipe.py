@@ -7,7 +7,9 @@ Menagerie runs through the same code as a released SD3 checkpoint.
 from __future__ import annotations
 
 import functools
+import itertools
 import string
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,25 +66,32 @@ PRESETS = {
 
 @functools.cache
 def _vocabulary(words: frozenset[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte-pair vocabulary and merges in which every one of `words` is one token."""
-    import json
+    """Byte-pair vocabulary and merges in which every one of `words` is one token; the same in every process.
 
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    That of tokenizers' `BpeTrainer`, but for ties: it breaks them by the order of a hash, which differs from process to
+    process, so that a training that was stopped would go on with its words mixed up.
+    """
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    spelled = {word: (*word[:-1], f"{word[-1]}</w>") for word in sorted(words)}
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for parts in spelled.values() for pair in itertools.pairwise(parts)):
+        merge = max(sorted(pairs), key=pairs.__getitem__)
+        merges.append(merge)
+        spelled = {word: _merged(parts, merge) for word, parts in spelled.items()}
+    ends = [f"{letter}</w>" for letter in letters]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *ends, *("".join(merge) for merge in merges)]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
 
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        show_progress=False,
-        end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=list(string.ascii_lowercase + string.digits + string.punctuation),
-    )
-    letters = list(string.ascii_lowercase + string.digits + string.punctuation)
-    tokenizer.train_from_iterator([" ".join(sorted(words)), " ".join(letters)], trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+
+def _merged(parts: tuple[str, ...], merge: tuple[str, str]) -> tuple[str, ...]:
+    """A word's tokens with every such pair made one, from the left."""
+    found: list[str] = []
+    for part in parts:
+        if found and (found[-1], part) == merge:
+            found[-1] += part
+        else:
+            found.append(part)
+    return tuple(found)
 
 
 def build_tokenizer(words: frozenset[str] | None = None, length: int = TEXT_LENGTH) -> CLIPTokenizer:
