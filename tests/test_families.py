@@ -16,10 +16,11 @@ from torch import Tensor
 
 import rarelift
 from families import FAMILIES, L, Tiny, ragged
-from rarelift import streams
+from rarelift import fused, streams
 from rarelift.hooks import _mask, _text_span, _valid, links_of
 from rarelift.locate import locate
 from rarelift.spans import RESOLVERS
+from rarelift.variance import spread_by, take_off
 
 diffusers.utils.logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -406,3 +407,26 @@ def test_steps_are_told_from_what_the_transformer_is_told(name: str) -> None:
     assert not torch.equal(late, plain)
     handle.remove()
     assert torch.equal(draw(), plain)
+
+
+@names
+def test_what_a_block_returns_may_be_written_in_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernels for GPUs do: in no family does a block hand out what somebody else still reads."""
+    tiny = FAMILIES[name]
+    model = tiny.make()
+    with rarelift.apply(model, alpha=1.5):
+        apart = run(model, tiny)
+    written = []
+
+    def in_place(output: torch.Tensor, z: torch.Tensor, lifted: torch.Tensor) -> torch.Tensor:
+        written.append(output.shape)
+        return output.copy_(take_off(output, z, lifted))
+
+    monkeypatch.setattr(fused, "here", lambda _: True)
+    monkeypatch.setattr(fused, "takes", lambda *_: True)
+    monkeypatch.setattr(fused, "spread_by", lambda z, scale, share: spread_by(z, scale, share, autocast=False))
+    monkeypatch.setattr(fused, "take_off", in_place)
+    with rarelift.apply(model, alpha=1.5) as handle:
+        assert torch.equal(run(model, tiny), apart)
+    families = {site.family for site in handle.sites}
+    assert written or all(family.layout == "dual" and family.returns is None for family in families)

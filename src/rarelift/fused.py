@@ -23,6 +23,11 @@ _MOST = 1024  # tokens up to which a program holds whole columns
 _LARGEST = 2**31  # elements: offsets inside a sample are 32 bits
 
 
+def here(text: Tensor) -> bool:
+    """Whether the kernels are for the call under way: on a GPU, eagerly."""
+    return text.is_cuda and not torch.compiler.is_compiling() and works()
+
+
 @functools.cache
 def works() -> bool:
     """Whether the kernels can be built here: tried once, and a warning says why not.

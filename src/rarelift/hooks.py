@@ -270,8 +270,9 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
     if link.whole:
         back = _take_off(lift, after, z, lifted)
     else:
-        back = _take_off(lift, _cut(after, link.family, first, last), z, lifted)
-        back = _paste(after, back, link.family, first, last)
+        text = _cut(after, link.family, first, last)
+        back = _take_off(lift, text, z, lifted)
+        back = after if back is text else _paste(after, back, link.family, first, last)  # in place: it is there
     return back if place is None else (*output[:place], back, *output[place + 1 :])
 
 

@@ -212,7 +212,7 @@ class Lift:
         self.live_share = None if self.share is None else self._rows(self.share, rows).expand(rows, -1, -1)
         self.autocast = torch.is_autocast_enabled(first.device.type)
         self.kept = None
-        self.fused = first.is_cuda and not torch.compiler.is_compiling() and fused.works()
+        self.fused = fused.here(first)
 
     def count(self) -> None:
         """A block was lifted. Traced under torch.compile."""

@@ -6,6 +6,7 @@ that it is given in such a way that the pipeline's own formula comes to the meth
 
 from __future__ import annotations
 
+import abc
 import inspect
 import math
 from contextlib import ExitStack, contextmanager
@@ -138,13 +139,13 @@ class _Away(Rival):
         for field, value in settings.items():
             object.__setattr__(self, field, value)
 
+    @abc.abstractmethod
     def _default(self, depth: int) -> Sequence[int]:
         """The blocks of a model so deep, where none are given."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _weakened(self, pipe: DiffusionPipeline, sites: Sequence[Site]) -> AbstractContextManager[object]:
         """The model is weak while inside; `sites` are the chosen blocks."""
-        raise NotImplementedError
 
     @contextmanager
     def on(self, pipe: DiffusionPipeline, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> Iterator[Asked]:
