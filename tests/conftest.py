@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +124,17 @@ def pipe(_prototype: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
 @pytest.fixture
 def transformer() -> SD3Transformer2DModel:
     return tiny_transformer()
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A chat endpoint of this machine; test_endpoint.py says what it answers."""
+    from test_endpoint import Server
+
+    made = Server()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +20,6 @@ from test_endpoint import Server, answer
 from tiny_pipelines import LENGTH, NEGATIVE, flux, qwen_image, sd3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 RARE, OTHER = "a striped purple lion", "the pink crown"
@@ -280,17 +278,6 @@ def test_the_manifest_tells_mappings_apart(mapping: str, tmp_path: Path) -> None
 
 
 # ---------------------------------------------------------------- a language model that makes the mapping
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
 
 
 def test_a_model_writes_a_mapping(server: Server, tmp_path: Path) -> None:

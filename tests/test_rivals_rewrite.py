@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +19,6 @@ from test_endpoint import Server, answer
 from tiny_pipelines import sd3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 TEXT = "a striped purple lion"
@@ -40,17 +38,6 @@ def rewritten(rival: Rewrite, pipe: Any, *texts: str) -> list[str]:
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     return sd3()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
 
 
 # ---------------------------------------------------------------- by rules

@@ -93,9 +93,7 @@ class Worker:
         """The pictures, None where one came out as NaN. Where memory is short, in halves."""
         try:
             with attached(settings, self.model.pipe, prompts, call) as asked:
-                return [
-                    *pipelines.text_to_image(self.model, asked.texts, seeds, batch_size=len(seeds), **asked.call),
-                ]
+                return [*pipelines.text_to_image(self.model, asked.texts, seeds, batch_size=len(seeds), **asked.call)]
         except FloatingPointError:
             if len(prompts) == 1:
                 return [None]
