@@ -7,16 +7,13 @@ import io
 import json
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rarelift.metrics.endpoint import EndpointError, Judge, Verdict, score
-
-if TYPE_CHECKING:
-    pass
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8))
 TEXT = "a {striped} lion"

@@ -19,7 +19,7 @@ from rarelift.metrics.clip_t import ClipT
 from rarelift.metrics.preference import Preference
 from rarelift.metrics.vqa import Vqa
 from rarelift.prompts import Prompt, Suite
-from test_endpoint import Server, answer, server  # noqa: F401
+from test_endpoint import Server, answer
 from test_vqa import model, picture, processor  # noqa: F401
 
 SUITE = prompts.load("menagerie-rare", limit=3)
