@@ -3,6 +3,7 @@
     python benchmarks/rivals.py tune runs/rivals      draw the search on the tuning prompts
     python benchmarks/rivals.py report runs/rivals    draw what it chose on the reporting prompts, guidance swept
     python benchmarks/rivals.py cost                  time and memory of each beside the untouched pipeline
+    python benchmarks/rivals.py memory                memory alone; the times stay
     python benchmarks/rivals.py table                 docs/rivals.md from the records, nothing is drawn
 
 `tune` and `report` are runs of `rarelift bench`, which the folders hold and a second start goes on with; one run for
@@ -20,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from measure import RESULTS, table, versions, write_section
-from overhead import alternate, machine, peak_resident, ratio_of
+from overhead import PROCESSES, alternate, machine, peak_resident, ratio_of
 from rarelift import pipelines, prompts
 from rarelift.bench import drawing, plots, sets, stats, summary
 from rarelift.bench.runs import LIFT, MANIFEST, UNTOUCHED, Method
@@ -256,17 +256,8 @@ def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 # ---------------------------------------------------------------- time and memory
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Seconds of whole calls, paired, and the peak resident KiB of a process each."""
-
-    untouched: list[float]
-    method: list[float]
-    peaks: tuple[int, int]
-
-
-def timed(method: str, pairs: int, batch: int) -> Timed:
-    """A method beside the untouched pipeline at the model's own guidance, in alternation."""
+def timed(method: str, pairs: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of whole calls, untouched and with a method, in alternation, at the model's own guidance."""
     suite = prompts.load(SUITES["rare"], limit=batch, split="tune")
     model = pipelines.load()
     settings = Method.parse(method).settings
@@ -284,9 +275,13 @@ def timed(method: str, pairs: int, batch: int) -> Timed:
 
     for warm in (call(None), call(settings)):
         warm()
-    untouched, with_it = alternate(call(None), call(settings), pairs, method)
-    peaks = (peak_apart(UNTOUCHED, batch), peak_apart(method, batch))
-    return Timed(untouched.tolist(), with_it.tolist(), peaks)
+    return alternate(call(None), call(settings), pairs, method)
+
+
+def peaks(method: str, batch: int) -> tuple[list[int], list[int]]:
+    """Peak resident KiB of processes that draw untouched, and of as many that draw with a method, in turns."""
+    pairs = [(peak_apart(UNTOUCHED, batch), peak_apart(method, batch)) for _ in range(PROCESSES)]
+    return [u for u, _ in pairs], [m for _, m in pairs]
 
 
 def peak_of(method: str, batch: int) -> int:
@@ -308,15 +303,15 @@ def peak_apart(method: str, batch: int) -> int:
 
 def costs(methods: Mapping[str, str], pairs: int, batch: int) -> Iterator[dict[str, Any]]:
     for name, method in methods.items():
-        found = timed(method, pairs, batch)
+        untouched, with_it = timed(method, pairs, batch)
         yield {
             "name": name,
             "method": method,
             "batch": batch,
             "pairs": pairs,
-            "untouched": found.untouched,
-            "seconds": found.method,
-            "peaks": found.peaks,
+            "untouched": untouched.tolist(),
+            "seconds": with_it.tolist(),
+            "peaks": peaks(method, batch),
             "machine": machine("cpu"),
             "versions": versions(),
         }
@@ -364,7 +359,7 @@ def compared(rows: Sequence[Mapping[str, Any]], guidance: float) -> str:
 def equal_common(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str, Any]]) -> str:
     """Each method at the guidance that tuning chose, against untouched at its own: the number to compare methods by."""
     time_of = {row["name"]: ratio_of(row["untouched"], row["seconds"]) for row in spent}
-    peak_of_ = {row["name"]: row["peaks"][1] / row["peaks"][0] for row in spent}
+    memory_of = {row["name"]: ratio_of(*row["peaks"]) for row in spent}
     header = ["method", "guidance", "rare success", "to untouched", "common, to untouched", "time", "memory"]
     body = []
     for name, method in chosen(rows).items():
@@ -378,7 +373,7 @@ def equal_common(rows: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str,
             margin=MARGIN,
         )
         took = f"{time_of[name]:.3f}" if name in time_of else "not measured"
-        held = f"{peak_of_[name]:.2f}" if name in peak_of_ else ""
+        held = f"{memory_of[name]:.3f}" if name in memory_of else ""
         if found is None:
             body.append([f"`{method}`", "no guidance keeps common success", "", "", "", took, held])
             continue
@@ -482,7 +477,7 @@ def tables() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tune", "report", "cost", "table"])
+    parser.add_argument("what", choices=["tune", "report", "cost", "memory", "table"])
     parser.add_argument("folder", nargs="?", type=Path, help="of the runs, for tune and report")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--seconds", type=float, help="stop drawing after these, and take what is whole")
@@ -520,6 +515,11 @@ def main() -> None:
         picked = chosen(rows)
         each = {name: picked.get(name, spelled(name, tried[0])) for name, tried in SEARCH.items()}
         keep(COSTS, list(costs(each, args.pairs, args.batch_size)))
+        tables()
+    elif args.what == "memory":
+        spent = read(COSTS)
+        shown = tqdm(spent, desc="memory")
+        keep(COSTS, [{**row, "peaks": peaks(row["method"], row["batch"]), "versions": versions()} for row in shown])
         tables()
     else:
         tables()

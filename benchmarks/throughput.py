@@ -5,7 +5,8 @@
     python benchmarks/throughput.py --table      docs/bench.md from the records, nothing is timed
 
 The bench draws, scores, writes every picture and line to a new folder and waits for the disk; the loop only calls
-`pipe(...)`. Loading is left out of both. Rounds alternate, and the ratio is their median with a bootstrap interval.
+`pipe(...)`. Loading is left out of both. They alternate batch by batch; a round is a whole run, and the ratio is the
+median of rounds with a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from measure import RESULTS, table, versions, write_section
-from overhead import alternate, ratio_of
+from overhead import ratio_of
 from rarelift.bench import scale, session
-from rarelift.bench.drawing import Worker
-from rarelift.bench.runs import Plan, Run
+from rarelift.bench.drawing import Made, Worker
+from rarelift.bench.runs import Plan, Run, Unit
 
 PAGE = Path(__file__).parents[1] / "docs" / "bench.md"
 FILE = RESULTS / "throughput.jsonl"
@@ -41,36 +43,47 @@ def planned(prompts: int, metrics: Sequence[str] = ()) -> Plan:
     return replace(plan, metrics=tuple(metrics))
 
 
-def loop(worker: Worker) -> float:
-    """Seconds of the bare calls for all batches of a plan."""
+def bare(worker: Worker, units: Sequence[Unit]) -> float:
+    """Seconds of one call of the pipeline, with nothing around it."""
     model, by_id = worker.model, {prompt.id: prompt.text for prompt in worker.plan.suite.prompts}
-    units = worker.plan.units(*worker.plan.groups[0])
     started = time.perf_counter()
-    for i in range(0, len(units), BATCH):
-        texts = [by_id[unit.prompt] for unit in units[i : i + BATCH]]
-        generators = [torch.Generator().manual_seed(unit.seed) for unit in units[i : i + BATCH]]
-        model.pipe(prompt=texts, generator=generators, **model.defaults)
+    generators = [torch.Generator().manual_seed(unit.seed) for unit in units]
+    model.pipe(prompt=[by_id[unit.prompt] for unit in units], generator=generators, **model.defaults)
     return time.perf_counter() - started
 
 
-def whole_bench(worker: Worker) -> float:
-    """Seconds of a run of the plan, in a folder of its own."""
+def one_round(worker: Worker) -> tuple[float, float]:
+    """Seconds of the bare calls for all batches of a plan, and of a run of it in a folder of its own.
+
+    Each batch is drawn both ways before the next, in turns which first: what else the machine does hits both.
+    """
+    alone: list[float] = []
+
+    def made(run: Run) -> Iterator[tuple[list[Unit], list[Made]]]:
+        for i, batch in enumerate(run.missing()):
+            if i % 2:
+                alone.append(bare(worker, batch))
+            yield batch, worker(batch)  # and comes back when the batch is kept
+            if not i % 2:
+                alone.append(bare(worker, batch))
+
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as bar, contextlib.redirect_stderr(bar):
         started = time.perf_counter()
         with Run(Path(folder) / "run", worker.plan).open() as run:
-            run.take((batch, worker(batch)) for batch in run.missing())
-        return time.perf_counter() - started
+            run.take(made(run))
+        return sum(alone), time.perf_counter() - started - sum(alone)
 
 
 def against_loop(rounds: int, prompts: int) -> list[dict[str, Any]]:
     rows = []
     for metrics in ((), ("attributes", "clip_t")):
         worker = session.worker(planned(prompts, metrics))
-        loop(worker)  # warm
-        bare, benched = alternate(partial(loop, worker), partial(whole_bench, worker), rounds, ", ".join(metrics))
-        ratio = ratio_of(benched, bare)  # of times, so that it reads as a throughput
+        one_round(worker)  # warm
+        shown = tqdm(range(rounds), desc=", ".join(metrics) or "no metrics", leave=False)
+        alone, benched = np.array([one_round(worker) for _ in shown]).T
+        ratio = ratio_of(benched, alone)  # of times, so that it reads as a throughput
         row = {"what": "loop", "metrics": list(metrics), "pictures": prompts, "rounds": rounds}
-        rows.append(row | {"seconds": float(np.median(bare)), "ratio": [ratio.value, ratio.low, ratio.high]})
+        rows.append(row | {"seconds": float(np.median(alone)), "ratio": [ratio.value, ratio.low, ratio.high]})
         print(f"metrics {', '.join(metrics) or 'none'}: bench / loop, pictures a second {ratio:.3f}")
     return rows
 

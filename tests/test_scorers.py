@@ -68,7 +68,7 @@ def test_questions_are_asked_of_each_prompt(model: Any, processor: Any, tmp_path
 
 
 def test_a_judge_that_answers_nonsense_is_kept_word_for_word(
-    server: Server,  # noqa: F811
+    server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,7 +87,7 @@ def test_a_judge_that_answers_nonsense_is_kept_word_for_word(
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "run").glob("*.json*"))
 
 
-def test_an_endpoint_that_is_silent_is_no_grade(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_an_endpoint_that_is_silent_is_no_grade(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from rarelift.metrics import endpoint
 
     monkeypatch.setattr(endpoint.time, "sleep", lambda _: None)

@@ -37,7 +37,7 @@ def rows(stage: str, **methods: tuple[tuple[int, int], tuple[int, int]]) -> list
 
 
 def spent(name: str, share: float) -> dict[str, Any]:
-    return {"name": name, "untouched": [1.0] * 8, "seconds": [share] * 8, "peaks": [100, 150]}
+    return {"name": name, "untouched": [1.0] * 8, "seconds": [share] * 8, "peaks": [[100, 100], [150, 150]]}
 
 
 def test_every_method_of_the_search_can_be_read() -> None:
@@ -75,7 +75,7 @@ def test_tables_say_what_the_rows_do() -> None:
     costs = [spent("lift", 1.02), spent("taca", 1.04)]
     equal = rivals.equal_common(found, costs)
     assert "| `lift` | 2 | 0.600 [" in equal
-    assert "| 1.020 [1.020, 1.020] | 1.50 |" in equal
+    assert "| 1.020 [1.020, 1.020] | 1.500 [1.500, 1.500] |" in equal
     assert "| `taca`, guidance 2 | 2 | +0.100 [" in rivals.against_lift(found, costs)
     assert "taca" not in rivals.against_lift(found, [spent("lift", 1.02), spent("taca", 1.06)])
     assert "| **`lift`** | 0.400 / 0.900 | 0.600 / 0.900 |" in rivals.searched(found)
