@@ -1,0 +1,430 @@
+"""Stronger ideas than the plain spread, each tried on the bundled model: does any lift rare prompts without harm?
+
+    python benchmarks/ideas.py tune       every setting below, 128 rare and 128 common tuning prompts
+    python benchmarks/ideas.py report     what the tuning chose, 512 + 512 reporting prompts x 2 seeds
+    python benchmarks/ideas.py table      docs/beyond.md from benchmarks/results/ideas.jsonl, nothing is drawn
+
+An idea is a function from a prompt and a picture under way to a prediction. It is drawn by a loop of its own, which
+without an idea gives the pipeline's pictures (tests/test_ideas.py), from the same noise for all. Runs are resumable.
+
+`word` below is the animal of the prompt: the word that rare prompts of the Menagerie get wrong, told by the world, so
+what an idea gains here is the most that it could gain with a perfect way of finding that word.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from measure import NOT_RUN, RESULTS, Artist, Bench, Cell, Drawing, clusters, lift, pictures_of, table, write_section
+from rarelift import pipelines
+from rarelift.bench import stats
+from rarelift.menagerie.suite import MenageriePrompt, Suite
+from rarelift.menagerie.world import ATTRIBUTES, VALUES
+from rarelift.tokens import FUNCTION_WORDS, token_weights
+from rarelift.variance import spread
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PAGE = Path(__file__).parents[1] / "docs" / "beyond.md"
+STEPS = 16
+GUIDANCE = 3.0
+SUITES: tuple[Suite, ...] = ("rare", "common")
+NEUTRAL = "picture"  # a word of the captions that says nothing of what is in them
+
+Predict = Callable[[Tensor, Tensor, float], Tensor]
+"""Latents `[B, C, H, W]`, timestep and the share of the steps that are done, to a velocity."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the text encoders made of prompts: token embeddings `[B, L, D]` and pooled ones `[B, P]`."""
+
+    tokens: Tensor
+    pooled: Tensor
+
+    def towards(self, other: Text, share: float, pooled: float | None = None) -> Text:
+        """Moved a share of the way to another text; away from it with a share below 0."""
+        by = share if pooled is None else pooled
+        return Text(torch.lerp(self.tokens, other.tokens, share), torch.lerp(self.pooled, other.pooled, by))
+
+    def away(self, other: Text, strength: float, pooled: float | None = None) -> Text:
+        return self.towards(other, -strength, None if pooled is None else -pooled)
+
+
+class Studio:
+    """A pipeline taken apart: texts in, pictures out."""
+
+    def __init__(self, model: pipelines.Model) -> None:
+        self.pipe, self.length = model.pipe, model.defaults["max_sequence_length"]
+
+    def encode(self, texts: Sequence[str]) -> Text:
+        found = self.pipe.encode_prompt(
+            list(texts), None, None, do_classifier_free_guidance=False, max_sequence_length=self.length
+        )
+        return Text(found[0], found[2])
+
+    def predict(self, latents: Tensor, timestep: Tensor, *texts: Text) -> tuple[Tensor, ...]:
+        """The velocity for each text, in one pass."""
+        n, like = len(texts), self.pipe.transformer.dtype
+        found = self.pipe.transformer(
+            hidden_states=torch.cat([latents] * n).to(like),
+            timestep=timestep.expand(n * len(latents)),
+            encoder_hidden_states=torch.cat([text.tokens for text in texts]).to(like),
+            pooled_projections=torch.cat([text.pooled for text in texts]).to(like),
+            return_dict=False,
+        )[0]
+        return tuple(found.chunk(n))
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        config, like = self.pipe.transformer.config, self.pipe.transformer.dtype
+        shape = (1, config.in_channels, config.sample_size, config.sample_size)
+        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s), dtype=like) for s in seeds])
+
+    def denoise(self, latents: Tensor, predict: Predict, steps: int) -> Tensor:
+        scheduler = self.pipe.scheduler
+        scheduler.set_timesteps(steps)
+        for i, timestep in enumerate(scheduler.timesteps):
+            latents = scheduler.step(predict(latents, timestep, i / steps), timestep, latents, return_dict=False)[0]
+        return latents
+
+    def decode(self, latents: Tensor) -> list[Any]:
+        vae = self.pipe.vae
+        images = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        return list(self.pipe.image_processor.postprocess(images, output_type="pil"))
+
+    @cached_property
+    def nearest(self) -> dict[str, list[str]]:
+        """The other animals for each, the nearest by the text encoders' word embeddings first."""
+        animals, likeness = VALUES["animal"], torch.zeros(())
+        for encoder, tokenizer in (
+            (self.pipe.text_encoder, self.pipe.tokenizer),
+            (self.pipe.text_encoder_2, self.pipe.tokenizer_2),
+        ):
+            words = encoder.get_input_embeddings().weight
+            own = normalize((words - words.mean(0))[[tokenizer(a)["input_ids"][1] for a in animals]], dim=-1)
+            likeness = likeness + own @ own.T
+        order = likeness.argsort(descending=True).tolist()
+        return {a: [animals[j] for j in row if animals[j] != a] for a, row in zip(animals, order, strict=True)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts being drawn, and texts made from them."""
+
+    studio: Studio
+    prompts: Sequence[MenageriePrompt]
+    guidance: float
+
+    def encoded(self, change: Callable[[MenageriePrompt, list[str]], list[str]]) -> Text:
+        return self.studio.encode([" ".join(change(p, p.text.split())) for p in self.prompts])
+
+    @cached_property
+    def cond(self) -> Text:
+        return self.encoded(lambda _, words: words)
+
+    @cached_property
+    def empty(self) -> Text:
+        return self.studio.encode([""] * len(self.prompts))
+
+    @cached_property
+    def without(self) -> Text:
+        """The word left out."""
+        return self.encoded(lambda p, words: [w for w in words if w != p.thing.animal])
+
+    @cached_property
+    def neutral(self) -> Text:
+        """The word replaced by one that says nothing."""
+        return self.encoded(lambda p, words: [NEUTRAL if w == p.thing.animal else w for w in words])
+
+    def others(self, n: int) -> Text:
+        """The mean text over the word's n nearest neighbours in its place."""
+        texts = [
+            self.encoded(lambda p, words, i=i: [self.studio.nearest[w][i] if w == p.thing.animal else w for w in words])  # type: ignore[misc]
+            for i in range(n)
+        ]
+        return Text(torch.stack([t.tokens for t in texts]).mean(0), torch.stack([t.pooled for t in texts]).mean(0))
+
+    @cached_property
+    def each_neutral(self) -> list[Text]:
+        """For each place of a content word, the prompt with that word made neutral; short prompts begin again."""
+        content = [
+            [i for i, w in enumerate(p.text.split()) if w not in {*FUNCTION_WORDS, NEUTRAL, "wearing"}]
+            for p in self.prompts
+        ]
+        texts = []
+        for k in range(max(map(len, content))):
+            said = []
+            for prompt, places in zip(self.prompts, content, strict=True):
+                words = prompt.text.split()
+                words[places[k % len(places)]] = NEUTRAL
+                said.append(" ".join(words))
+            texts.append(self.studio.encode(said))
+        return texts
+
+    def weights(self, tokens: str | None = None) -> Tensor:
+        """Which tokens are those of the word, or of a choice as in `Spread.tokens`, `[B, L]`."""
+        pipe, sizes = self.studio.pipe, (self.studio.pipe.tokenizer_max_length, self.studio.length)
+        rows = [
+            token_weights(
+                pipe,
+                _family(),
+                dict.fromkeys(("prompt", "prompt_2", "prompt_3"), (p.text,)),
+                tokens or (p.thing.animal,),
+                sizes,
+            )
+            for p in self.prompts
+        ]
+        return torch.cat(rows)
+
+    def guided(self, cond: Text, weak: Text | None = None) -> Predict:
+        """Classifier-free guidance, against another text than the empty one where one is given."""
+        weak = weak or self.empty
+
+        def predict(latents: Tensor, timestep: Tensor, _share: float) -> Tensor:
+            if self.guidance == 1:
+                return self.studio.predict(latents, timestep, cond)[0]
+            right, wrong = self.studio.predict(latents, timestep, cond, weak)
+            return wrong + self.guidance * (right - wrong)
+
+        return predict
+
+
+@cache
+def _family() -> Any:
+    from rarelift.streams import FAMILIES
+
+    return FAMILIES["SD3Transformer2DModel"][0]
+
+
+def within(inside: Predict, outside: Predict, start: float, stop: float) -> Predict:
+    def predict(latents: Tensor, timestep: Tensor, share: float) -> Tensor:
+        return (inside if start <= share < stop else outside)(latents, timestep, share)
+
+    return predict
+
+
+# ---------------------------------------------------------------- the ideas
+
+
+def untouched(batch: Batch) -> Predict:
+    return batch.guided(batch.cond)
+
+
+def contrast(
+    batch: Batch, k: float, against: str, pooled: float = 1.0, only: str = "", start: float = 0.0, stop: float = 1.0
+) -> Predict:
+    """z + k (z - z'), z' the text with the word left out ("without"), neutral, or replaced by its n nearest ("n").
+
+    Args:
+        pooled: the same for the pooled embedding, as a share of k.
+        only: "word" moves the tokens of the word alone.
+    """
+    other = batch.others(int(against)) if against.isdigit() else getattr(batch, against)
+    moved = batch.cond.away(other, k, k * pooled)
+    if only == "word":
+        here = batch.weights()[:, :, None].to(moved.tokens)
+        moved = Text(torch.lerp(batch.cond.tokens, moved.tokens, here), moved.pooled)
+    return within(batch.guided(moved), untouched(batch), start, stop)
+
+
+def weak(batch: Batch, against: str, mix: float = 0.0) -> Predict:
+    """Guidance against the prompt without the word, in place of the empty prompt; `mix` is the share of that one."""
+    other = batch.others(int(against)) if against.isdigit() else getattr(batch, against)
+    return batch.guided(batch.cond, other.towards(batch.empty, mix))
+
+
+def weak_each(batch: Batch, mix: float = 0.0) -> Predict:
+    """Guidance against the mean of the texts that lack one content word each."""
+    texts = batch.each_neutral
+    mean = Text(torch.stack([t.tokens for t in texts]).mean(0), torch.stack([t.pooled for t in texts]).mean(0))
+    return batch.guided(batch.cond, mean.towards(batch.empty, mix))
+
+
+def compressed(batch: Batch, alpha: float, mix: float = 0.0) -> Predict:
+    """Guidance against the prompt's own text pulled together about its mean."""
+    own = Text(spread(batch.cond.tokens, alpha, batch.weights("valid")), batch.empty.towards(batch.cond, alpha).pooled)
+    return batch.guided(batch.cond, own.towards(batch.empty, mix))
+
+
+def third(batch: Batch, against: str, r: float, start: float = 0.0, stop: float = 1.0) -> Predict:
+    """A third branch beside the empty prompt: + r (cond - cond without the word)."""
+    other = batch.others(int(against)) if against.isdigit() else getattr(batch, against)
+
+    def predict(latents: Tensor, timestep: Tensor, _share: float) -> Tensor:
+        right, wrong, lacking = batch.studio.predict(latents, timestep, batch.cond, batch.empty, other)
+        return wrong + batch.guidance * (right - wrong) + r * (right - lacking)
+
+    return within(predict, untouched(batch), start, stop)
+
+
+def every(batch: Batch, r: float) -> Predict:
+    """A branch for each content word, lacking it: + r times the mean of what each lacks."""
+    texts = batch.each_neutral
+
+    def predict(latents: Tensor, timestep: Tensor, _share: float) -> Tensor:
+        right, wrong, *lacking = batch.studio.predict(latents, timestep, batch.cond, batch.empty, *texts)
+        push = torch.stack([right - v for v in lacking]).mean(0)
+        return wrong + batch.guidance * (right - wrong) + r * push
+
+    return predict
+
+
+def pooled(batch: Batch, k: float) -> Predict:
+    """The pooled embedding alone moved away from that of the empty prompt."""
+    return batch.guided(batch.cond.away(batch.empty, 0, k))
+
+
+def encoder_spread(batch: Batch, alpha: float, null: float = 1.0) -> Predict:
+    """The text spread once, and the null prompt's by another factor."""
+    weights = batch.weights("valid")
+    cond = Text(spread(batch.cond.tokens, alpha, weights), batch.cond.pooled)
+    empty = Text(spread(batch.empty.tokens, null), batch.empty.pooled)
+    return batch.guided(cond, empty)
+
+
+def schedule(batch: Batch, early: float, stop: float) -> Predict:
+    """Another guidance_scale in the first steps."""
+    first = Batch(batch.studio, batch.prompts, early)
+    return within(first.guided(batch.cond, batch.empty), untouched(batch), 0, stop)
+
+
+IDEAS: dict[str, Callable[..., Predict]] = {
+    f.__name__: f for f in (contrast, weak, weak_each, compressed, third, every, pooled, encoder_spread, schedule)
+}
+
+SEARCH: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("contrast", {"against": "15", "k": 0.25}),
+    ("contrast", {"against": "15", "k": 0.5}),
+    ("contrast", {"against": "15", "k": 1.0}),
+    ("contrast", {"against": "15", "k": 0.5, "stop": 0.4}),
+    ("contrast", {"against": "15", "k": 0.5, "start": 0.4}),
+    ("contrast", {"against": "15", "k": 1.0, "pooled": 0.0, "only": "word"}),
+    ("contrast", {"against": "15", "k": 0.5, "only": "word"}),
+    ("contrast", {"against": "1", "k": 0.5}),
+    ("contrast", {"against": "neutral", "k": 0.3}),
+    ("contrast", {"against": "without", "k": 0.3, "pooled": 1.0, "only": "word"}),
+    ("weak", {"against": "without"}),
+    ("weak", {"against": "without", "mix": 0.5}),
+    ("weak", {"against": "15", "mix": 0.5}),
+    ("weak_each", {"mix": 0.5}),
+    ("compressed", {"alpha": 0.5}),
+    ("compressed", {"alpha": 0.5, "mix": 0.5}),
+    ("third", {"against": "without", "r": 1.0}),
+    ("third", {"against": "15", "r": 1.0}),
+    ("third", {"against": "15", "r": 2.0, "stop": 0.3}),
+    ("every", {"r": 2.0}),
+    ("pooled", {"k": 0.2}),
+    ("pooled", {"k": 0.5}),
+    ("encoder_spread", {"alpha": 1.2}),
+    ("encoder_spread", {"alpha": 1.0, "null": 1.5}),
+    ("encoder_spread", {"alpha": 1.0, "null": 0.5}),
+    ("schedule", {"early": 8.0, "stop": 0.2}),
+    ("schedule", {"early": 5.0, "stop": 0.4}),
+    ("schedule", {"early": 1.0, "stop": 0.2}),
+)
+"""What is tried, on the tuning prompts alone."""
+
+
+# ---------------------------------------------------------------- drawing and tables
+
+
+class Drawer(Bench):
+    """Draws cells whose `lift` holds an idea and its settings."""
+
+    @cached_property
+    def draw(self) -> Callable[[Cell], np.ndarray]:
+        artist = Artist(self.drawing)
+        studio = Studio(artist.untouched)
+
+        @torch.no_grad()
+        def drawn(cell: Cell) -> np.ndarray:
+            chosen, seeds = pictures_of(cell)
+            settings = cell.lift_keywords
+            idea = IDEAS[settings.pop("idea")] if settings else untouched
+            images = []
+            for i in range(0, len(chosen), self.drawing.rows // 2):
+                part = slice(i, i + self.drawing.rows // 2)
+                batch = Batch(studio, chosen[part], cell.guidance)
+                images += studio.decode(studio.denoise(studio.noise(seeds[part]), idea(batch, **settings), cell.steps))
+            return artist.judge.right(images, [p.thing for p in chosen])
+
+        return drawn
+
+
+def tuning(suite: Suite, idea: tuple[tuple[str, Any], ...] | None, guidance: float = GUIDANCE) -> Cell:
+    return Cell(suite, "tune", 128, 1, guidance, STEPS, idea)
+
+
+def reporting(suite: Suite, idea: tuple[tuple[str, Any], ...] | None, guidance: float = GUIDANCE) -> Cell:
+    return Cell(suite, "report", 512, 2, guidance, STEPS, idea)
+
+
+SETTINGS = [None, *(lift(idea=name, **settings) for name, settings in SEARCH)]
+
+
+def spelled(idea: tuple[tuple[str, Any], ...] | None) -> str:
+    if idea is None:
+        return "untouched"
+    settings = dict(idea)
+    name = settings.pop("idea")
+    return f"{name}({', '.join(f'{k}={v}' for k, v in settings.items())})"
+
+
+def rows(bench: Bench, cells: Callable[..., Cell], ideas: Sequence[Any]) -> Iterator[list[str]]:
+    for idea in ideas:
+        row = [f"`{spelled(idea)}`"]
+        for suite in SUITES:
+            cell = cells(suite, idea)
+            if cell.key not in bench.done or cell.untouched().key not in bench.done:
+                row += [NOT_RUN, ""]
+                continue
+            right, before, ids = bench.right(cell), bench.right(cell.untouched()), clusters(cell)
+            row.append(f"{right.all(1).mean():.3f}")
+            row.append("" if idea is None else f"{stats.difference(right.all(1), before.all(1), ids):+.3f}")
+            if suite == "rare":
+                row += [f"{right[:, i].mean():.2f}" for i in range(len(ATTRIBUTES))]
+        yield row
+
+
+def chosen(bench: Bench, n: int = 3, margin: float = 0.01) -> list[Any]:
+    """The settings with the highest rare success whose common success on the tuning prompts is not below untouched."""
+
+    def success(suite: Suite, idea: Any) -> float:
+        return float(bench.right(tuning(suite, idea)).all(1).mean())
+
+    whole = [i for i in SETTINGS[1:] if all(tuning(s, i).key in bench.done for s in SUITES)]
+    kept = [i for i in whole if success("common", i) >= success("common", None) - margin]
+    return sorted(kept, key=lambda i: -success("rare", i))[:n]
+
+
+def written(bench: Bench) -> None:
+    header = ["idea", "rare", "difference", *ATTRIBUTES, "common", "difference"]
+    write_section(PAGE, "ideas", table(header, rows(bench, tuning, SETTINGS)))
+    write_section(PAGE, "ideas-report", table(header, rows(bench, reporting, [None, *chosen(bench)])))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tune", "report", "table"])
+    args = parser.parse_args()
+    bench = Drawer(RESULTS / "ideas.jsonl", Drawing(rows=64))
+    if args.what == "tune":
+        bench.run(tuning(suite, idea) for idea in SETTINGS for suite in SUITES)
+    elif args.what == "report":
+        bench.run(reporting(suite, idea) for idea in [None, *chosen(bench)] for suite in SUITES)
+    written(bench)
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

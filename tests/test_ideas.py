@@ -1,0 +1,82 @@
+"""The loop that ideas are drawn by, and what the ideas make of a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import ideas
+from rarelift import pipelines
+from rarelift.menagerie import suite
+
+
+@pytest.fixture(scope="module")
+def model() -> pipelines.Model:
+    return pipelines.load()
+
+
+@pytest.fixture
+def batch(model: pipelines.Model) -> ideas.Batch:
+    return ideas.Batch(ideas.Studio(model), suite.prompts("rare", 2, split="tune"), 3.0)
+
+
+@torch.no_grad()
+def drawn(batch: ideas.Batch, predict: ideas.Predict) -> list[np.ndarray]:
+    latents = batch.studio.denoise(batch.studio.noise([5, 6]), predict, 3)
+    return [np.asarray(image) for image in batch.studio.decode(latents)]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_without_an_idea_it_is_the_pipeline(model: pipelines.Model, batch: ideas.Batch, guidance: float) -> None:
+    texts = [p.text for p in batch.prompts]
+    theirs = pipelines.text_to_image(model, texts, [5, 6], guidance_scale=guidance, num_inference_steps=3)
+    same = ideas.Batch(batch.studio, batch.prompts, guidance)
+    for ours, image in zip(drawn(same, ideas.untouched(same)), theirs, strict=True):
+        np.testing.assert_array_equal(ours, np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("contrast", {"against": "3", "k": 0.0}),
+        ("weak", {"against": "without", "mix": 1.0}),
+        ("weak_each", {"mix": 1.0}),
+        ("compressed", {"alpha": 0.5, "mix": 1.0}),
+        ("third", {"against": "neutral", "r": 0.0}),
+        ("every", {"r": 0.0}),
+        ("pooled", {"k": 0.0}),
+        ("encoder_spread", {"alpha": 1.0}),
+        ("schedule", {"early": 3.0, "stop": 0.5}),
+    ],
+)
+def test_at_nothing_an_idea_changes_nothing(batch: ideas.Batch, name: str, settings: dict[str, Any]) -> None:
+    for ours, plain in zip(
+        drawn(batch, ideas.IDEAS[name](batch, **settings)), drawn(batch, ideas.untouched(batch)), strict=True
+    ):
+        np.testing.assert_allclose(ours.astype(int), plain.astype(int), atol=2)  # a wider batch rounds otherwise
+
+
+@pytest.mark.parametrize(("name", "settings"), ideas.SEARCH)
+def test_every_setting_changes_the_picture(batch: ideas.Batch, name: str, settings: dict[str, Any]) -> None:
+    ours, plain = drawn(batch, ideas.IDEAS[name](batch, **settings)), drawn(batch, ideas.untouched(batch))
+    assert any((a != b).any() for a, b in zip(ours, plain, strict=True))
+
+
+def test_words_are_taken_out_where_they_stand(batch: ideas.Batch) -> None:
+    first = batch.prompts[0]
+    said: list[str] = []
+    batch.studio.encode = lambda texts: said.append(texts[0])  # type: ignore[method-assign,assignment,return-value]
+    _ = batch.without, batch.neutral
+    assert said == [
+        first.text.replace(f" {first.thing.animal}", ""),
+        first.text.replace(first.thing.animal, ideas.NEUTRAL),
+    ]
+    assert first.thing.animal not in batch.studio.nearest[first.thing.animal]
+    assert len(batch.studio.nearest[first.thing.animal]) == 15
