@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -31,9 +32,6 @@ from rarelift.menagerie.suite import MenageriePrompt, Suite
 from rarelift.menagerie.world import ATTRIBUTES, VALUES
 from rarelift.tokens import FUNCTION_WORDS, token_weights
 from rarelift.variance import spread
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PAGE = Path(__file__).parents[1] / "docs" / "beyond.md"
 STEPS = 16
@@ -388,9 +386,9 @@ def rows(bench: Bench, cells: Callable[..., Cell], ideas: Sequence[Any]) -> Iter
             if cell.key not in bench.done or cell.untouched().key not in bench.done:
                 row += [NOT_RUN, ""]
                 continue
-            right, before, ids = bench.right(cell), bench.right(cell.untouched()), clusters(cell)
-            row.append(f"{right.all(1).mean():.3f}")
-            row.append("" if idea is None else f"{stats.difference(right.all(1), before.all(1), ids):+.3f}")
+            right, before = bench.right(cell), bench.right(cell.untouched())
+            found = stats.difference(*(np.asarray(r.all(1), float) for r in (right, before)), clusters(cell))
+            row += [f"{right.all(1).mean():.3f}", "" if idea is None else f"{found:+.3f}"]
             if suite == "rare":
                 row += [f"{right[:, i].mean():.2f}" for i in range(len(ATTRIBUTES))]
         yield row
