@@ -387,8 +387,9 @@ def rows(bench: Bench, cells: Callable[..., Cell], ideas: Sequence[Any]) -> Iter
                 row += [NOT_RUN, ""]
                 continue
             right, before = bench.right(cell), bench.right(cell.untouched())
-            found = stats.difference(*(np.asarray(r.all(1), float) for r in (right, before)), clusters(cell))
-            row += [f"{right.all(1).mean():.3f}", "" if idea is None else f"{found:+.3f}"]
+            whole, base = (np.asarray(r.all(1), float) for r in (right, before))
+            found = stats.difference(whole, base, clusters(cell))
+            row += [f"{whole.mean():.3f}", "" if idea is None else f"{found:+.3f}"]
             if suite == "rare":
                 row += [f"{right[:, i].mean():.2f}" for i in range(len(ATTRIBUTES))]
         yield row
