@@ -230,8 +230,8 @@ class Handle:
     def set(self, **changes: Any) -> None:
         """Change settings (fields of `Spread`, and `prompt`) in place, also from a callback in the middle of a call.
 
-        alpha, start, stop and branch take effect without recompilation; blocks and carry are another graph. On error
-        nothing has changed.
+        alpha, start, stop and branch take effect without recompilation, and so does carry between 0 and 1; blocks,
+        and carry to and from its ends, are another graph. On error nothing has changed.
 
         Raises:
             RuntimeError: the handle was removed or replaced.
