@@ -59,8 +59,13 @@ GuidanceOption = Annotated[float | None, typer.Option(help="guidance_scale; the 
 `rarelift generate "a hairy frog" --model ./my-sd3 --alpha 1.3 --out frog.png`""",
 )
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
     model: ModelOption = "menagerie",
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Tuned settings: a .json file, a packaged name, or auto. Options beside it win."),
+    ] = None,
     alpha: AlphaOption = 1.5,
     compare: Annotated[bool, typer.Option("--compare", help="A grid: untouched above, lifted below.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
@@ -75,28 +80,27 @@ def generate(
     start: Annotated[float, typer.Option(help="Share of the steps after which lifting starts.")] = 0.0,
     stop: Annotated[float, typer.Option(help="Share of the steps after which it stops.")] = 1.0,
     branch: Annotated[Branch, typer.Option(help="Half of classifier-free guidance to lift.")] = Branch.both,
-    carry: Annotated[bool, typer.Option("--carry", help="Let the spread go on as the residual stream.")] = False,
+    carry: Annotated[float, typer.Option(help="Share of the spread that goes on to the next block, 0 to 1.")] = 0.0,
 ) -> None:
     """Draw PROMPT, lifted, with its settings inside the PNG."""
     from .generating import generate as draw
-    from .settings import Spread
 
     chosen = (
         tokens if tokens in ("all", "valid", "content") else tuple(w.strip() for w in tokens.split(",") if w.strip())
     )
-    settings = Spread.from_dict(
-        {
-            "alpha": alpha,
-            "carry": carry,
-            "tokens": chosen,
-            "blocks": blocks,
-            "start": start,
-            "stop": stop,
-            "branch": branch.value,
-        }
-    )
+    settings = {
+        "alpha": alpha,
+        "carry": carry,
+        "tokens": chosen,
+        "blocks": blocks,
+        "start": start,
+        "stop": stop,
+        "branch": branch.value,
+    }
+    given = {name: value for name, value in settings.items() if _was_given(context, name)}
     call = _given(num_inference_steps=steps, guidance_scale=guidance)
-    for path in draw(prompt, model, settings, range(seed, seed + seeds), out, compare=compare, **call):
+    many = range(seed, seed + seeds)
+    for path in draw(prompt, model, given, many, out, profile=profile, compare=compare, **call):
         print(path)
 
 
@@ -150,7 +154,10 @@ def bench(
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the suite.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="untouched, lift:NAME=VALUE,... or a rival (--list); several times. Default: the first two."),
+        typer.Option(
+            help="untouched, lift:NAME=VALUE,..., lift:profile=FILE.json or a rival (--list); several times. Default: "
+            "untouched and lift."
+        ),
     ] = None,
     guidance: Annotated[list[float] | None, typer.Option(help="guidance_scale; several times makes a sweep.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
@@ -318,6 +325,12 @@ def train(
     from .menagerie.train import train as fit
 
     print(fit(Run(run, preset, seed, device, compile), out))
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line, even if with its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _given(**options: float | None) -> dict[str, Any]:
