@@ -273,6 +273,71 @@ def report(
         print(html)
 
 
+@app.command(
+    epilog="""**Examples**
+
+`rarelift tune` the bundled model, with 2000 pictures
+
+`rarelift tune runs/sd3 --model ./my-sd3 --budget 4000 --metric vqa=./qwen-vl --common ./common.txt`
+
+`rarelift tune runs/few --budget 600 --method lift:alpha=1.2 --method lift:alpha=1.5,tokens=content`
+
+The same command again goes on where it was stopped. `rarelift generate --profile RUN/profile.json` uses what came of
+it."""
+)
+def tune(
+    run: Annotated[Path, typer.Argument(help="Folder of the tuning; one found there goes on.")] = Path("runs/tune"),
+    model: ModelOption = "menagerie",
+    budget: Annotated[int, typer.Option(min=1, help="Pictures in all, untouched and common ones among them.")] = 2000,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Rare prompts: a suite, file or folder.", show_default="menagerie-rare, or rare"),
+    ] = None,
+    common: Annotated[
+        str | None,
+        typer.Option(help="Common prompts, which must not suffer.", show_default="menagerie-common, or none"),
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Of the file or folder, where it cannot be told.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What counts, as `rarelift bench` takes it.", show_default="attributes, for Menagerie"),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="lift:NAME=VALUE,... to race; several times. Default: samples.")
+    ] = None,
+    guidance: Annotated[
+        list[float] | None,
+        typer.Option(help="guidance_scale; of several, the best for the untouched model is found first."),
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Share of the common score that may be lost.")] = 0.02,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once: 16 bundled, else 1.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; else float32 on a CPU, bfloat16 on a GPU.")
+    ] = None,
+    steps: StepsOption = None,
+) -> None:
+    """Find settings for MODEL by drawing with it, test them on prompts of their own, and write a profile."""
+    from .bench import tune as tuning
+
+    plan = tuning.planned(
+        suite,
+        common=common,
+        suite_format=format,
+        metric=metric,
+        budget=budget,
+        guidances=guidance or (),
+        methods=method or (),
+        model=model,
+        margin=margin,
+        batch_size=batch_size,
+        dtype=dtype,
+        **_given(num_inference_steps=steps),
+    )
+    found = tuning.tune(plan, run)
+    print(tuning.told(found), end="")
+    print(found.path)
+
+
 def _report_paper(runs: list[Path], markdown: Path | None, real: Path | None, features: str | None) -> None:
     from .bench import paper
     from .bench.runs import write
