@@ -71,9 +71,9 @@ def attributes(pipe: Any) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("carry", [False, True])
+@pytest.mark.parametrize("carry", [False, 0.4, True])
 @pytest.mark.parametrize("tokens", ["all", "valid"])
-def test_alpha_one_changes_no_bit(pipe: Any, dtype: torch.dtype, carry: bool, tokens: str) -> None:
+def test_alpha_one_changes_no_bit(pipe: Any, dtype: torch.dtype, carry: bool | float, tokens: str) -> None:
     pipe.to(dtype)
     before = draw(pipe)
     with rarelift.apply(pipe, alpha=1.0, carry=carry, tokens=tokens) as handle:
@@ -81,8 +81,8 @@ def test_alpha_one_changes_no_bit(pipe: Any, dtype: torch.dtype, carry: bool, to
         assert handle.calls == 2 * 3
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_alpha_changes_the_picture_and_removal_restores_it(pipe: Any, carry: bool) -> None:
+@pytest.mark.parametrize("carry", [False, 0.4, True])
+def test_alpha_changes_the_picture_and_removal_restores_it(pipe: Any, carry: bool | float) -> None:
     before, names = draw(pipe), attributes(pipe)
     with rarelift.apply(pipe, alpha=1.5, carry=carry):
         lifted = draw(pipe)
@@ -93,14 +93,14 @@ def test_alpha_changes_the_picture_and_removal_restores_it(pipe: Any, carry: boo
 
 
 def test_against_blocks_called_by_hand(transformer: Any) -> None:
-    """carry False: a block reads spread text, and its text output is relieved of what was added."""
+    """A block reads spread text, and its text output is relieved of what was added, but for the share that carries."""
     seen: Any = []
     original = [type(b).forward for b in transformer.transformer_blocks]
     block = transformer.transformer_blocks[1]
     spy = block.register_forward_hook(
         lambda _m, _a, k, out: seen.append((k["encoder_hidden_states"], k, out)), with_kwargs=True
     )
-    for carry in (False, True):
+    for carry in (False, 0.25, True):
         seen.clear()
         with rarelift.apply(transformer, alpha=1.7, carry=carry):
             run(transformer)
@@ -109,7 +109,7 @@ def test_against_blocks_called_by_hand(transformer: Any) -> None:
         with torch.no_grad():
             text, image = original[1](block, **{**kwargs, "encoder_hidden_states": lifted})
         torch.testing.assert_close(out[1], image)
-        torch.testing.assert_close(out[0], text if carry else text - (lifted - z))
+        torch.testing.assert_close(out[0], text - (1 - carry) * (lifted - z))
     spy.remove()
 
 
@@ -682,6 +682,32 @@ def test_compiled(pipe: Any, style: str, lift_first: bool) -> None:
     if style == "blocks":
         assert compiled <= 4  # blocks share graphs: a whole one, the last, and their unlifted twins
         assert attributes(pipe)[0] == names[0]
+
+
+def test_how_much_carries_on_changes_without_recompilation(pipe: Any) -> None:
+    torch._dynamo.reset()
+    shares = (0.2, 0.9, 0.5)
+    expected = []
+    for carry in (0, 1, *shares):
+        with rarelift.apply(pipe, carry=carry):
+            expected.append(draw(pipe))
+    assert len({tuple(picture.flatten().tolist()) for picture in expected}) == 5
+    with rarelift.apply(pipe, carry=False) as ends:
+        assert torch.equal(draw(pipe), expected[0])
+        ends.set(carry=True)
+        assert torch.equal(draw(pipe), expected[1])
+    handle = rarelift.apply(pipe, carry=0.4)
+    counter = torch._dynamo.testing.CompileCounter()
+    pipe.transformer.compile(backend=counter, fullgraph=True, dynamic=False)
+    draw(pipe)
+    compiled = counter.frame_count
+    for carry, picture in zip(shares, expected[2:], strict=True):
+        handle.set(carry=carry)
+        assert torch.equal(draw(pipe), picture)
+    assert counter.frame_count == compiled
+    handle.set(carry=True)  # another graph
+    assert torch.equal(draw(pipe), expected[1])
+    assert counter.frame_count > compiled
 
 
 @pytest.mark.slow

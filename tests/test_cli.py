@@ -62,7 +62,9 @@ def test_inspect_names_blocks_and_stream() -> None:
     assert "torchao" not in done.stderr  # what libraries tell programmers
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["train"], ["demo"], ["bench"], ["report"]])
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["inspect"], ["train"], ["demo"], ["bench"], ["report"], ["tune"]]
+)
 def test_help_has_an_example(command: list[str]) -> None:
     done = rarelift(*command, "--help")
     assert done.returncode == 0
@@ -103,6 +105,14 @@ def test_help_has_an_example(command: list[str]) -> None:
         (["bench", "run", "--metric", "vqa"], "needs a value: vqa=PATH"),
         (["bench", "run", "--model", "./nowhere", "--steps", "1"], "no model folder './nowhere'"),
         (["bench", "run", "--address", "auto"], "say how many"),
+        (["generate", PROMPT, "--carry", "2"], "carry is a share"),
+        (["generate", PROMPT, "--profile", "none.json"], "none.json' cannot be read"),
+        (["generate", PROMPT, "--profile", "flux"], "unknown profile 'flux'"),
+        (["bench", "run", "--method", "lift:profile=none.json"], "none.json' cannot be read"),
+        (["tune", "--budget", "60"], "give at least"),
+        (["tune", "--budget", "600", "--method", "lift:alpa=2"], "Did you mean 'alpha'"),
+        (["tune", "--model", "./nowhere", "--metric", "clip_t"], "no model folder './nowhere'"),
+        (["tune", "--model", "./nowhere"], "needs a metric"),
         (["report", "nowhere"], "nowhere is no run"),
         (["report", "paper"], "give the folders of runs"),
         (["report", "paper", "nowhere", "--html", "x.html"], "leave out --html"),

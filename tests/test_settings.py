@@ -35,10 +35,16 @@ def test_blocks_are_read(given: Any, stored: tuple[int, ...] | None) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [Spread(), Spread((1.2, 2), True, ("purple lion",), (0, -1), 0.1, 0.9, "cond"), Spread(0, tokens="content")],
+    [Spread(), Spread((1.2, 2), True, ("purple lion",), (0, -1), 0.1, 0.9, "cond"), Spread(0, 0.3, "content")],
 )
 def test_round_trip_through_json(settings: Spread) -> None:
     assert Spread.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_the_ends_of_carry_are_stored_as_they_always_were() -> None:
+    assert [Spread(carry=c).to_dict()["carry"] for c in (0, 0.0, False, 1, 1.0, True)] == [False] * 3 + [True] * 3
+    assert all(isinstance(Spread(carry=c).carry, bool) for c in (0.0, 1))
+    assert Spread(carry=0.25).to_dict()["carry"] == 0.25
 
 
 def test_unknown_key_names_the_nearest() -> None:
@@ -58,7 +64,10 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"alpha": "1.5"}, TypeError, "alpha must be a number or a tuple.*'1.5'"),
         ({"alpha": True}, TypeError, "alpha must be a number"),
         ({"alpha": None}, TypeError, "alpha must be a number"),
-        ({"carry": 1}, TypeError, "carry must be True or False, got 1"),
+        ({"carry": "yes"}, TypeError, "carry must be a number, got 'yes'"),
+        ({"carry": 1.5}, ValueError, r"carry is a share, 0 \(False\) to 1 \(True\), got 1.5"),
+        ({"carry": -0.1}, ValueError, "carry is a share"),
+        ({"carry": float("nan")}, ValueError, "carry must be finite"),
         ({"tokens": "vaild"}, ValueError, "Did you mean 'valid'"),
         ({"tokens": "crown"}, ValueError, r"tokens=\('crown',\)"),
         ({"tokens": ()}, ValueError, "no phrase"),

@@ -133,6 +133,19 @@ def test_take_off_restores_what_passes_through(dtype: torch.dtype) -> None:
     torch.testing.assert_close(take_off(lifted, z, lifted), z, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_take_off_of_a_part_is_the_formula(dtype: torch.dtype) -> None:
+    output, z = torch.randn(2, 6, 8).to(dtype), torch.randn(2, 6, 8).to(dtype)
+    lifted = spread(z, 1.9)
+    for part in (0.0, 0.3, 0.75):
+        expected = output.double() - part * (lifted.double() - z.double())
+        got = take_off(output, z, lifted, torch.tensor(part, dtype=torch.float64))
+        assert got.dtype is dtype
+        torch.testing.assert_close(got.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(take_off(output, z, lifted, torch.tensor(1.0)), take_off(output, z, lifted))
+    assert torch.equal(bits(take_off(output, z, z, torch.tensor(0.3))), bits(output))
+
+
 def test_factors_worked_out_once_give_the_same() -> None:
     z, weights = torch.randn(2, 5, 3), torch.rand(2, 5)
     alpha = torch.tensor([0.7, 1.4])[:, None, None]

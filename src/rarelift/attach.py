@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import nn
 
+from . import profiles
 from .hooks import (
     AFTER,
     adding_up,
@@ -31,12 +35,60 @@ from .locate import Site, check_diffusers, is_compiled, locate, transformers_of,
 from .settings import Spread, one_of
 from .streams import FAMILIES
 
+_P = ParamSpec("_P")
 
+
+def _over_profile(function: Callable[_P, Handle]) -> Callable[_P, Handle]:
+    """Lay the keywords of a call over its profile: only here can a keyword that was given be told from a default."""
+
+    @functools.wraps(function)
+    def filled(*args: _P.args, **kwargs: _P.kwargs) -> Handle:
+        name: Any = kwargs.get("profile")
+        if name is not None and kwargs.get("settings") is None:
+            kwargs.update(profiled(args[0] if args else kwargs["target"], name, kwargs))
+        return function(*args, **kwargs)
+
+    return filled
+
+
+def profiled(target: object, profile: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a profile for a pipeline or transformer, with those that were given over them.
+
+    Warns where the profile says that the model is best left untouched and nothing given says otherwise.
+
+    Raises:
+        UnsupportedModelError: there is no transformer.
+        ValueError: as `profiles.find`.
+    """
+    found = profiles.find(profile, *identity(target))
+    if found.untouched and "alpha" not in given:
+        warnings.warn(
+            f"profile {str(profile)!r} says that no setting beat the untouched model, so alpha is 1 and nothing is "
+            "lifted; give alpha= to lift all the same",
+            RareliftWarning,
+            stacklevel=3,  # past `filled`
+        )
+    return {**found.settings, **given}
+
+
+def identity(target: object) -> tuple[str, dict[str, Any]]:
+    """What a profile knows a model by: class and configuration of its transformer, as values of JSON.
+
+    Raises:
+        UnsupportedModelError: there is no transformer.
+    """
+    root = next(iter(transformers_of(target).values()))
+    config = dict(getattr(root, "config", {}))
+    own = {key: config[key] for key in config if not key.startswith("_") and key != "quantization_config"}
+    return type(root).__name__, json.loads(json.dumps(own, default=str))
+
+
+@_over_profile
 def apply(
     target: object,
     *,
     alpha: float | tuple[float, ...] = 1.5,
-    carry: bool = False,
+    carry: bool | float = False,
     tokens: str | tuple[str, ...] = "valid",
     blocks: tuple[int, ...] | range | str | None = None,
     start: float = 0.0,
@@ -44,6 +96,7 @@ def apply(
     branch: Literal["both", "cond", "uncond"] = "both",
     prompt: str | list[str] | None = None,
     settings: Spread | None = None,
+    profile: str | Path | None = None,
 ) -> Handle:
     """Spread the text stream at the joint-attention blocks of a pipeline or transformer, until the handle is removed.
 
@@ -56,6 +109,8 @@ def apply(
         prompt: the text behind `prompt_embeds`, for calls that pass embeddings instead of words.
         settings: all of them in one object, in place of the single keywords; one of these beside it that differs from
             its default is an error.
+        profile: settings that were tuned on this model: a .json file as `rarelift tune` writes it, the name of one that
+            comes with rarelift, or "auto" for the one that is for this model. Single keywords beside it win.
 
     Returns:
         A `Handle`, also a context manager that removes on exit.
@@ -63,8 +118,11 @@ def apply(
     Raises:
         UnsupportedModelError: no joint-attention block was found; nothing was changed.
         ImportError: the installed diffusers is too old.
-        ValueError, TypeError: a setting is wrong, or the target cannot honour it; nothing was changed.
+        ValueError, TypeError: a setting is wrong, or the target cannot honour it, or a profile is not there or for
+            another model; nothing was changed.
     """
+    if settings is not None and profile is not None:
+        raise ValueError("give either settings=Spread(...) or profile=, not both; single keywords beside a profile win")
     given = Spread(alpha, carry, tokens, blocks, start, stop, branch)  # type: ignore[arg-type]
     if settings is not None and given not in (settings, Spread()):
         raise ValueError("give either settings=Spread(...) or single keywords, not both; see Spread.replace")
@@ -230,8 +288,8 @@ class Handle:
     def set(self, **changes: Any) -> None:
         """Change settings (fields of `Spread`, and `prompt`) in place, also from a callback in the middle of a call.
 
-        alpha, start, stop and branch take effect without recompilation; blocks and carry are another graph. On error
-        nothing has changed.
+        alpha, start, stop and branch take effect without recompilation, and so does carry between 0 and 1; blocks,
+        and carry to and from its ends, are another graph. On error nothing has changed.
 
         Raises:
             RuntimeError: the handle was removed or replaced.

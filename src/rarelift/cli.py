@@ -59,8 +59,13 @@ GuidanceOption = Annotated[float | None, typer.Option(help="guidance_scale; the 
 `rarelift generate "a hairy frog" --model ./my-sd3 --alpha 1.3 --out frog.png`""",
 )
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
     model: ModelOption = "menagerie",
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Tuned settings: a .json file, a packaged name, or auto. Options beside it win."),
+    ] = None,
     alpha: AlphaOption = 1.5,
     compare: Annotated[bool, typer.Option("--compare", help="A grid: untouched above, lifted below.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
@@ -75,28 +80,27 @@ def generate(
     start: Annotated[float, typer.Option(help="Share of the steps after which lifting starts.")] = 0.0,
     stop: Annotated[float, typer.Option(help="Share of the steps after which it stops.")] = 1.0,
     branch: Annotated[Branch, typer.Option(help="Half of classifier-free guidance to lift.")] = Branch.both,
-    carry: Annotated[bool, typer.Option("--carry", help="Let the spread go on as the residual stream.")] = False,
+    carry: Annotated[float, typer.Option(help="Share of the spread that goes on to the next block, 0 to 1.")] = 0.0,
 ) -> None:
     """Draw PROMPT, lifted, with its settings inside the PNG."""
     from .generating import generate as draw
-    from .settings import Spread
 
     chosen = (
         tokens if tokens in ("all", "valid", "content") else tuple(w.strip() for w in tokens.split(",") if w.strip())
     )
-    settings = Spread.from_dict(
-        {
-            "alpha": alpha,
-            "carry": carry,
-            "tokens": chosen,
-            "blocks": blocks,
-            "start": start,
-            "stop": stop,
-            "branch": branch.value,
-        }
-    )
+    settings = {
+        "alpha": alpha,
+        "carry": carry,
+        "tokens": chosen,
+        "blocks": blocks,
+        "start": start,
+        "stop": stop,
+        "branch": branch.value,
+    }
+    given = {name: value for name, value in settings.items() if _was_given(context, name)}
     call = _given(num_inference_steps=steps, guidance_scale=guidance)
-    for path in draw(prompt, model, settings, range(seed, seed + seeds), out, compare=compare, **call):
+    many = range(seed, seed + seeds)
+    for path in draw(prompt, model, given, many, out, profile=profile, compare=compare, **call):
         print(path)
 
 
@@ -150,7 +154,10 @@ def bench(
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the suite.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="untouched, lift:NAME=VALUE,... or a rival (--list); several times. Default: the first two."),
+        typer.Option(
+            help="untouched, lift:NAME=VALUE,..., lift:profile=FILE.json or a rival (--list); several times. Default: "
+            "untouched and lift."
+        ),
     ] = None,
     guidance: Annotated[list[float] | None, typer.Option(help="guidance_scale; several times makes a sweep.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
@@ -266,6 +273,71 @@ def report(
         print(html)
 
 
+@app.command(
+    epilog="""**Examples**
+
+`rarelift tune` the bundled model, with 2000 pictures
+
+`rarelift tune runs/sd3 --model ./my-sd3 --budget 4000 --metric vqa=./qwen-vl --common ./common.txt`
+
+`rarelift tune runs/few --budget 600 --method lift:alpha=1.2 --method lift:alpha=1.5,tokens=content`
+
+The same command again goes on where it was stopped. `rarelift generate --profile RUN/profile.json` uses what came of
+it."""
+)
+def tune(
+    run: Annotated[Path, typer.Argument(help="Folder of the tuning; one found there goes on.")] = Path("runs/tune"),
+    model: ModelOption = "menagerie",
+    budget: Annotated[int, typer.Option(min=1, help="Pictures in all, untouched and common ones among them.")] = 2000,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Rare prompts: a suite, file or folder.", show_default="menagerie-rare, or rare"),
+    ] = None,
+    common: Annotated[
+        str | None,
+        typer.Option(help="Common prompts, which must not suffer.", show_default="menagerie-common, or none"),
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Of the file or folder, where it cannot be told.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What counts, as `rarelift bench` takes it.", show_default="attributes, for Menagerie"),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="lift:NAME=VALUE,... to race; several times. Default: samples.")
+    ] = None,
+    guidance: Annotated[
+        list[float] | None,
+        typer.Option(help="guidance_scale; of several, the best for the untouched model is found first."),
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Share of the common score that may be lost.")] = 0.02,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once: 16 bundled, else 1.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; else float32 on a CPU, bfloat16 on a GPU.")
+    ] = None,
+    steps: StepsOption = None,
+) -> None:
+    """Find settings for MODEL by drawing with it, test them on prompts of their own, and write a profile."""
+    from .bench import tune as tuning
+
+    plan = tuning.planned(
+        suite,
+        common=common,
+        suite_format=format,
+        metric=metric,
+        budget=budget,
+        guidances=guidance or (),
+        methods=method or (),
+        model=model,
+        margin=margin,
+        batch_size=batch_size,
+        dtype=dtype,
+        **_given(num_inference_steps=steps),
+    )
+    found = tuning.tune(plan, run)
+    print(tuning.told(found), end="")
+    print(found.path)
+
+
 def _report_paper(runs: list[Path], markdown: Path | None, real: Path | None, features: str | None) -> None:
     from .bench import paper
     from .bench.runs import write
@@ -318,6 +390,12 @@ def train(
     from .menagerie.train import train as fit
 
     print(fit(Run(run, preset, seed, device, compile), out))
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line, even if with its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _given(**options: float | None) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def spread_by(z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
 
 
 def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
-    """As `variance.take_off`, of three texts that `takes` accepts together.
+    """As `variance.take_off` with all of it taken off, of three texts that `takes` accepts together.
+
+    For a `carry` between 0 and 1 the operations of `variance` run, as they do without a GPU.
 
     Writes into `output`, which the block has just made, and returns it: in a block that keeps text and image in one
     tensor, a text of its own would be a second one in memory. A tensor that shows one number in several places is

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from . import attach, pictures, pipelines
+from . import attach, pictures, pipelines, profiles
 from .bench import stats
 from .menagerie import suite
 from .menagerie.judge import Judge
@@ -18,7 +18,7 @@ from .menagerie.world import check_prompt
 from .settings import Spread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -29,16 +29,19 @@ if TYPE_CHECKING:
 def generate(
     prompt: str,
     model_name: str,
-    settings: Spread,
+    given: Mapping[str, Any],
     seeds: Sequence[int],
     out: Path,
     *,
+    profile: str | None = None,
     compare: bool = False,
     **call: Any,
 ) -> list[Path]:
     """Draw `prompt` once per seed, lifted, and write PNGs that hold their settings.
 
     Args:
+        given: fields of `Spread`; what is missing is the profile's, or the default.
+        profile: as `rarelift.apply` takes it.
         out: a `.png` file (one picture, or the grid of `compare`) or a folder.
         compare: one grid, untouched above and lifted below, in place of single pictures.
         call: arguments of the pipeline, e.g. `guidance_scale`.
@@ -49,15 +52,20 @@ def generate(
     single = out.suffix.lower() == ".png"
     if single and len(seeds) > 1 and not compare:
         raise ValueError(f"{len(seeds)} pictures do not fit into one file {out}; give a folder or --compare")
+    Spread.from_dict(given)  # what is wrong is said before a model is loaded
+    if profile not in (None, profiles.AUTO):
+        profiles.load(profile)
+    pictures.check_writable(out if single else out / "picture.png")
+    if model_name == pipelines.BUNDLED:
+        check_prompt(prompt)
+    model = pipelines.load(model_name)
+    settings = Spread.from_dict(given if profile is None else attach.profiled(model.pipe, profile, given))
     stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
     alpha = "-".join(f"{a:g}" for a in np.atleast_1d(settings.alpha))
     names = ["compare"] if compare else [f"seed{seed}" for seed in seeds]
     paths = [out] if single else [out / f"{stem}-alpha{alpha}-{name}.png" for name in names]
-    if model_name == pipelines.BUNDLED:
-        check_prompt(prompt)
     for path in paths:
         pictures.check_writable(path)
-    model = pipelines.load(model_name)
     record = {"prompt": prompt, "model": model_name, "settings": settings.to_dict(), "call": {**model.defaults, **call}}
     texts = [prompt] * len(seeds)
     with tqdm(desc="drawing", total=len(seeds) * (1 + compare), leave=False) as bar:

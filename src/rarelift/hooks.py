@@ -309,6 +309,8 @@ def _spread(lift: Lift, z: Tensor, scale: Tensor, share: Tensor | None) -> Tenso
 
 
 def _take_off(lift: Lift, output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
+    if lift.partly:  # the kernel takes all of it off, or is not asked
+        return take_off(output, z, lifted, lift.part)
     if lift.fused and not torch.compiler.is_compiling() and fused.takes(output, z, lifted):
         return fused.take_off(output, z, lifted)
     return take_off(output, z, lifted)

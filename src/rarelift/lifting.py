@@ -46,7 +46,9 @@ class Lift:
         self.steps: tuple[float, ...] | None = None
         self.pipe: weakref.ref[Any] | None = None
         # read in traced code: plain flags and tensors
-        self.carry = settings.carry
+        self.carry = settings.carry is True
+        self.partly = not isinstance(settings.carry, bool)
+        self.part = torch.ones(())  # of what was added, what a block's output is relieved of where `partly`
         self.masked = settings.tokens == "valid"
         self.places = torch.zeros(1, 0, dtype=torch.bool)  # of the text in the call under way, where it is scattered
         self.length = self.leading = 0  # of the text, and of the image tokens before it, in the call under way
@@ -102,13 +104,15 @@ class Lift:
         window = _window(settings, self.steps)
         self.gated = settings.branch != "both" and self.family.batch == "separate"
         self.settings, self.prompt, self.note = settings, prompt, note
-        self.carry, self.masked, self.missing = settings.carry, settings.tokens == "valid", unknown
+        self.carry, self.partly = settings.carry is True, not isinstance(settings.carry, bool)
+        self.masked, self.missing = settings.tokens == "valid", unknown
         self.guided = reading is not None and reading.guided
         self.uniform = len(set(rows)) == 1 and weights is None
         device = self.traced_calls.device
         with torch.inference_mode(False):
             scale, self.share = factors(torch.tensor(rows, device=device)[:, None, None], weights, self.scale)
             self.scale = _filled(self.scale, scale)
+            self.part.fill_(1 - settings.carry)
         self._take(self.branch)
         self._limit(window)
 
@@ -177,7 +181,7 @@ class Lift:
 
     def to(self, device: torch.device) -> None:
         self.scale, self.window, self.taking = self.scale.to(device), self.window.to(device), self.taking.to(device)
-        self.traced_calls = self.traced_calls.to(device)
+        self.part, self.traced_calls = self.part.to(device), self.traced_calls.to(device)
         self.share = None if self.share is None else self.share.to(device)
 
     def begin(self, text: Tensor | Sequence[Any], timestep: object) -> None:

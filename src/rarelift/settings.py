@@ -29,8 +29,9 @@ class Spread:
     Args:
         alpha: factor on the deviations from the token mean, finite and >= 0; 1 changes nothing. A tuple gives one
             per sample of the batch (per prompt).
-        carry: True sends the spread stream on to the next block, where it compounds; False spreads only what each
-            block reads.
+        carry: how much of what was added to the text stream goes on to the next block, in [0, 1]. 1 or True: all,
+            so that it compounds; 0 or False: none, so that only what each block reads is spread. The ends are stored
+            as True and False.
         tokens: which tokens take part: "all"; "valid", those that are not padding (all, where that cannot be told);
             "content", valid without begin, end, punctuation and function words; or a tuple of phrases of the prompt.
         blocks: which joint blocks, counted from 0, negative from the end; None for all. Also takes a range, a list,
@@ -45,7 +46,7 @@ class Spread:
     """
 
     alpha: float | tuple[float, ...] = 1.5
-    carry: bool = False
+    carry: bool | float = False
     tokens: str | tuple[str, ...] = "valid"
     blocks: tuple[int, ...] | None = None
     start: float = 0.0
@@ -55,6 +56,7 @@ class Spread:
     def __post_init__(self) -> None:
         for field, value in (
             ("alpha", _alpha(self.alpha)),
+            ("carry", _carry(self.carry)),
             ("tokens", _tokens(self.tokens)),
             ("blocks", _blocks(self.blocks)),
             ("start", _number("start", self.start)),
@@ -62,8 +64,6 @@ class Spread:
             ("branch", one_of("branch", self.branch, BRANCHES)),
         ):
             object.__setattr__(self, field, value)
-        if not isinstance(self.carry, bool):
-            raise TypeError(f"carry must be True or False, got {self.carry!r}")
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(
                 f"start and stop are shares of the steps with 0 <= start < stop <= 1, got start={self.start}, "
@@ -122,6 +122,16 @@ def _one_alpha(value: object) -> float:
     if not 0 <= number <= _LARGEST:
         raise ValueError(f"alpha must be >= 0 and fit float32, got {number}; 1 changes nothing, below 1 contracts")
     return number
+
+
+def _carry(value: object) -> bool | float:
+    """Its ends as bools: they have been stored so from the start, and the model runs other code for them."""
+    if isinstance(value, bool):
+        return value
+    number = _number("carry", value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"carry is a share, 0 (False) to 1 (True), got {number}")
+    return bool(number) if number in (0, 1) else number
 
 
 def _tokens(value: object) -> str | tuple[str, ...]:

@@ -112,23 +112,26 @@ def spread_by(
     return lifted if x is z else _cast(lifted, z.dtype)
 
 
-def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
-    """Take off a block's text output what `spread` put on its text input, for `carry=False`.
+def take_off(output: Tensor, z: Tensor, lifted: Tensor, part: Tensor | None = None) -> Tensor:
+    """Take off a block's text output what `spread` put on its text input, for `carry` below 1.
 
     Args:
         output: the block's text output `[B, L, D]`.
         z: the text before spreading, same shape.
         lifted: `spread(z, ...)`, in z's dtype.
+        part: how much of it to take off, 1 - carry, a 0-dim tensor in [0, 1]; all of it when None.
 
     Returns:
-        `output - (lifted - z)`, computed as `spread` computes, in output's dtype, saturating in half types. It uses
-        what was really added, after rounding and saturation, so a block that passes its text through returns z. Equal
-        to `output` where nothing was added.
+        `output - part * (lifted - z)`, computed as `spread` computes, in output's dtype, saturating in half types. It
+        uses what was really added, after rounding and saturation, so a block that passes its text through returns z
+        where all of it is taken off. Equal to `output` where nothing was added.
     """
     if output.dtype is torch.float32 and z.dtype is torch.float32:
-        return output - (lifted - z)
+        added = lifted - z
+        return output - (added if part is None else part * added)
     wide = _wide(output.dtype)
-    return _cast(output.to(wide) - (lifted.to(wide) - z.to(wide)), output.dtype)
+    added = lifted.to(wide) - z.to(wide)
+    return _cast(output.to(wide) - (added if part is None else part * added), output.dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import pipelines
-from ..attach import apply
+from ..attach import apply, identity
 from ..rivals.base import Asked, Rival
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class Worker:
         for settings in self._settings.values():
             if isinstance(settings, Rival):
                 settings.prepare(model.pipe)
+        for method in plan.methods:
+            if method.profile is not None:
+                method.profile.check(method.name, *identity(model.pipe))
 
     def __call__(self, units: Sequence[Unit]) -> list[Made]:
         """Pictures of units that have one method and guidance.

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .. import __version__, pictures, pipelines, rivals
+from .. import __version__, pictures, pipelines, profiles, rivals
 from ..rivals import RIVALS
 from ..settings import Spread, one_of
 
@@ -39,18 +39,22 @@ if TYPE_CHECKING:
 FORM = 1  # of the folder; a newer one may be unreadable for an older rarelift
 MANIFEST, SCORES, IMAGES = "manifest.json", "scores.jsonl", "images"
 UNTOUCHED, LIFT = "untouched", "lift"
+_PROFILE = "profile"
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is done to the pipeline: nothing when `settings` is None."""
+    """What is done to the pipeline: nothing when `settings` is None. `profile` is the settings' source, if any."""
 
     name: str
     settings: Spread | Rival | None = None
+    profile: profiles.Profile | None = None
 
     @classmethod
     def parse(cls, text: str) -> Method:
         """Read "untouched", "lift", "lift:alpha=2,carry=true,tokens=content" or a rival in the same form.
+
+        "lift:profile=FILE.json,alpha=2" takes the settings of a profile, by file or name; those beside it win.
 
         Raises:
             ValueError, TypeError: the method or a setting of it is not known, or its value is not accepted.
@@ -66,8 +70,16 @@ class Method:
             key, equals, value = part.partition("=")
             if not equals:
                 raise ValueError(f"method {text!r}: {part!r} is no setting; write name=value, such as lift:alpha=2")
-            given[key.strip()] = _value(value.strip())
-        return cls(text.strip(), Spread.from_dict(given) if name == LIFT else rivals.make(name, given))
+            given[key.strip()] = value.strip() if key.strip() == _PROFILE else _value(value.strip())
+        if name != LIFT:
+            return cls(text.strip(), rivals.make(name, given))
+        profile = None
+        if _PROFILE in given:
+            if given[_PROFILE] == profiles.AUTO:
+                raise ValueError(f"method {text!r}: a run says what it draws, so name the profile or its file")
+            profile = profiles.load(given.pop(_PROFILE))
+            given = {**profile.settings, **given}
+        return cls(text.strip(), Spread.from_dict(given), profile)
 
 
 def _value(text: str) -> Any:

@@ -1,0 +1,354 @@
+"""`rarelift tune`: budgets, races on simulated scores where the truth is known, and whole tunings of a tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rarelift
+from rarelift import pipelines
+from rarelift.bench import racing, stats, tune
+from rarelift.bench.drawing import Made
+from rarelift.bench.racing import Round, Schedule, Scores, deal, race
+from rarelift.bench.runs import UNTOUCHED, Method, Plan, read_scores
+from rarelift.profiles import read
+from rarelift.settings import Spread
+
+# ---------------------------------------------------------------- the budget
+
+
+@pytest.mark.parametrize("common", [True, False])
+@pytest.mark.parametrize("guidances", [1, 4])
+def test_a_budget_is_kept_and_halved(common: bool, guidances: int) -> None:
+    for budget in (700, 1000, 2345, 20_000):
+        found = deal(budget, guidances=guidances, common=common)
+        assert found.pictures <= budget < 1.2 * found.pictures + 50
+        counts = [one.methods - 1 for one in found.race]
+        assert counts == [found.settings >> i for i in range(len(counts))]
+        assert counts[-1] == 2
+        sizes = [one.rare for one in found.race]
+        assert sizes == sorted(sizes)
+        assert sizes[0] >= racing.FEWEST
+        assert (found.sweep is None) == (guidances == 1)
+        assert all(one.common == (one.rare // 2 if common else 0) for one in (*found.race, found.confirm))
+    assert [one.methods for one in deal(5000, settings=5).race] == [6, 4, 3]
+    assert deal(60, settings=1).race == ()
+
+
+@pytest.mark.parametrize(("settings", "guidances"), [(None, 1), (None, 3), (7, 1), (1, 1)])
+def test_a_budget_too_small_says_what_will_do(settings: int | None, guidances: int) -> None:
+    with pytest.raises(ValueError, match="too small for .* give at least") as told:
+        deal(20, settings=settings, guidances=guidances)
+    least = int(str(told.value).rpartition(" ")[2])
+    assert deal(least, settings=settings, guidances=guidances).confirm.rare >= racing.FEWEST_CONFIRMED
+    with pytest.raises(ValueError, match="too small"):
+        deal(least - 1, settings=settings, guidances=guidances)
+
+
+# ---------------------------------------------------------------- simulated races
+
+
+def world(seed: int, rare: dict[str, float], common: dict[str, float]) -> racing.Draw:
+    """Verdicts of right and wrong: a method draws most pictures as untouched, and others right by its own chance."""
+    rng = np.random.default_rng(seed)
+
+    def side(name: str, n: int, methods: Sequence[str], effects: dict[str, float], level: float) -> Scores:
+        chance = rng.uniform(level - 0.3, level + 0.3, n).clip(0, 1)
+        plain = rng.random(n) < chance
+        table = {UNTOUCHED: plain}
+        for method in methods[1:]:
+            effect = effects.get(method, 0.0)
+            anew = rng.random(n) < np.clip(chance + 2 * effect, 0, 1)  # of the half that is drawn anew
+            table[method] = np.where(rng.random(n) < 0.5, plain, anew)
+        return {m: {(f"{name}{i}", 0): float(v) for i, v in enumerate(values)} for m, values in table.items()}
+
+    def draw(one: Round, methods: Sequence[str]) -> tuple[Scores, Scores]:
+        assert methods[0] == UNTOUCHED
+        return (
+            side(f"{one.name}-rare", one.rare, methods, rare, 0.5),
+            side(f"{one.name}-common", one.common, methods, common, 0.9),
+        )
+
+    return draw
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer resamples, for many races."""
+    mean, p_value = stats.mean, stats.p_value
+    monkeypatch.setattr(stats, "mean", lambda *given, **named: mean(*given, **{**named, "resamples": 999}))
+    monkeypatch.setattr(stats, "p_value", lambda *given: p_value(*given, resamples=999))
+
+
+METHODS = [f"m{i}" for i in range(8)]
+SCHEDULE = deal(3000, settings=8)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_best_setting_is_found_and_wins() -> None:
+    outcomes = [race(METHODS, SCHEDULE, world(seed, {"m5": 0.2, "m2": 0.05}, {}), margin=0.05) for seed in range(20)]
+    assert sum(outcome.winner == "m5" for outcome in outcomes) >= 18
+    verdict = outcomes[0].verdict
+    assert verdict is not None
+    assert verdict.difference.excludes_zero
+    assert verdict.pictures == SCHEDULE.confirm.rare
+    assert [len(found) for _, found in outcomes[0].standings] == [8, 4, 2]
+
+
+@pytest.mark.usefixtures("quick")
+def test_where_nothing_helps_nothing_wins() -> None:
+    small, won = deal(600, settings=8), 0
+    for seed in range(100):
+        won += race(METHODS, small, world(seed, {}, {}), margin=0.5).winner is not None
+    assert won <= 0.05 * 100
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_harms_common_prompts_is_out() -> None:
+    outcomes = [
+        race(METHODS, SCHEDULE, world(seed, {"m5": 0.2, "m2": 0.15}, {"m5": -0.2}), margin=0.05) for seed in range(20)
+    ]
+    assert all(outcome.winner != "m5" for outcome in outcomes)
+    assert sum(outcome.winner == "m2" for outcome in outcomes) >= 14
+    told = race(["m5"], deal(1000, settings=1), world(0, {"m5": 0.2}, {"m5": -0.2}), margin=0.02).verdict
+    assert told is not None
+    assert (told.won, told.why) == (False, "common prompts lose more than the margin of 0.02")
+
+
+def test_a_picture_of_nan_is_out_and_silence_of_the_metric_is_not() -> None:
+    draw = world(0, {"m5": 0.2, "m2": 0.15}, {})
+
+    def spoilt(one: Round, methods: Sequence[str]) -> tuple[Scores, Scores]:
+        rare, common = draw(one, methods)
+        first = next(iter(rare[UNTOUCHED]))
+        table = {m: dict(scores) for m, scores in rare.items()}
+        if "m5" in table:
+            table["m5"][first] = math.nan
+        if "m2" in table:
+            del table["m2"][first]
+        return table, common
+
+    found = race(METHODS, SCHEDULE, spoilt, margin=0.02)
+    assert found.winner == "m2"
+    assert not next(standing for standing in found.standings[0][1] if standing.method == "m5").kept
+    told = race(["m5"], deal(1000, settings=1), spoilt, margin=0.02).verdict
+    assert told is not None
+    assert told.why == "a picture came out as NaN"
+
+
+def test_few_changes_of_one_direction_are_no_win() -> None:
+    """Four pictures of forty better and none worse: the interval excludes zero, and chance does it often."""
+    base = {(f"p{i}", 0): 0.0 for i in range(40)}
+    rare = {UNTOUCHED: base, "m": {**base, **{(f"p{i}", 0): 1.0 for i in range(4)}}}
+    found = racing.judge("m", rare, {}, margin=0.02)
+    assert found.difference.low > 0
+    assert found.p == pytest.approx(0.125, abs=0.01)
+    assert not found.won
+    assert "sign-flip test says p = 0.12" in found.why
+
+
+def test_a_race_without_hope_ends_before_the_last_test() -> None:
+    drawn: list[str] = []
+    draw = world(1, dict.fromkeys(METHODS, -0.3), {})
+
+    def told(one: Round, methods: Sequence[str]) -> tuple[Scores, Scores]:
+        drawn.append(one.name)
+        return draw(one, methods)
+
+    found = race(METHODS, SCHEDULE, told, margin=0.02)
+    assert (found.verdict, found.winner) == (None, None)
+    assert drawn == ["race1", "race2", "race3"]
+
+
+# ---------------------------------------------------------------- whole tunings
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """Rare and common prompts in words that the tiny model knows."""
+    colours, things = ("striped", "purple", "pink", "red", "blue"), ("lion", "crown", "ground", "lion wearing a crown")
+    rare = [f"a {a} {b} {c}" for a in colours for b in colours[1:] for c in things]
+    (tmp_path / "rare.txt").write_text("\n".join(dict.fromkeys(rare[:48])))
+    (tmp_path / "common.txt").write_text("\n".join(f"the {a} {c}" for a in colours for c in things[:3]))
+    return str(tmp_path / "rare.txt"), str(tmp_path / "common.txt")
+
+
+def asked(saved: Path, files: tuple[str, str], **changed: Any) -> tune.Tuning:
+    given = {
+        "common": files[1],
+        "metric": "clip_t",
+        "budget": 240,
+        "methods": ("lift:alpha=3", "lift:alpha=2,carry=0.5", "lift:alpha=1.5"),
+        "model": str(saved),
+        "batch_size": 8,
+        "num_inference_steps": 1,
+    }
+    return tune.planned(files[0], **{**given, **changed})
+
+
+class Table:
+    """In the place of the worker: scores of a world in which one setting is known to be best."""
+
+    def __init__(self, plan: Plan, _model: object, _scorers: object) -> None:
+        self.plan = plan
+
+    def __call__(self, units: Sequence[Any]) -> list[Made]:
+        image = Image.new("RGB", (2, 2))
+        better = {"lift:alpha=2,carry=0.5": 0.3, "lift:alpha=3": -0.3}
+        made = []
+        for unit in units:
+            luck = np.random.default_rng(zlib.crc32(f"{unit.prompt} {unit.seed}".encode())).random()
+            score = luck + better.get(unit.method, 0.0) - abs((unit.guidance or 3.0) - 3.0)
+            made.append(Made(image, {"clip_t": score, "more": 0.0}, {}, 0.1, {}))
+        return made
+
+
+def test_what_is_known_to_be_best_is_in_the_profile(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "Worker", Table)
+    tuning = asked(saved, files, budget=600, guidances=(1.0, 3.0, 5.0))
+    found = tune.tune(tuning, tmp_path / "tune")
+    assert found.outcome.winner == "lift:alpha=2,carry=0.5"
+    profile = read(tmp_path / "tune" / "profile.json")
+    assert Spread.from_dict(profile.settings) == Spread(2.0, 0.5)
+    assert found.pictures <= 600
+    made = profile.made
+    assert (made["guidance_scale"], made["pictures"]) == (3.0, found.pictures)
+    low, high = made["confirm"]["difference"][1:]
+    assert low <= 0.3 + 1e-9
+    assert high >= 0.3 - 1e-9
+    assert "lift:alpha=2,carry=0.5" in tune.told(found)
+    assert made["command"].startswith(f"rarelift tune tune --model {saved} --budget 600 --suite PATH-OF-rare --common")
+    assert rarelift.apply(pipelines.load(str(saved)).pipe, profile=found.path).settings == Spread(2.0, 0.5)
+
+
+def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "Worker", Table)
+    tune.tune(asked(saved, files, budget=1500, guidances=(1.0, 3.0)), tmp_path / "tune")
+    for side in ("rare", "common"):
+        searched: list[tuple[str, int]] = []
+        for name in ("guidance", "race1", "race2"):
+            units = [unit for unit, _ in read_scores(tmp_path / "tune" / f"{name}-{side}")]
+            searched += {(unit.prompt, unit.seed) for unit in units}
+        assert len(searched) == len(set(searched)) > 10
+        confirmed = {unit.prompt for unit, _ in read_scores(tmp_path / "tune" / f"confirm-{side}")}
+        assert confirmed
+        assert not confirmed & {prompt for prompt, _ in searched}
+
+
+def test_stopped_at_any_picture_it_comes_to_the_same_end(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = asked(saved, files, metric="clip_t")
+    whole = tune.tune(tuning, tmp_path / "tune")
+    before = {p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / "tune").rglob("*.png")}
+    assert len(before) == whole.pictures <= 240
+    (tmp_path / "tune").rename(tmp_path / "whole")
+    real, left = pipelines.text_to_image, [0]
+
+    def stopped(*arguments: Any, **call: Any) -> list[Image.Image]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*arguments, **call)
+
+    monkeypatch.setattr(pipelines, "text_to_image", stopped)
+    starts = 0
+    while True:
+        starts, left[0] = starts + 1, 4
+        try:
+            again = tune.tune(tuning, tmp_path / "tune")
+        except KeyboardInterrupt:
+            continue
+        break
+    assert starts > 3
+    assert {p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / "tune").rglob("*.png")} == before
+    assert again.profile == whole.profile
+    monkeypatch.setattr(pipelines, "load", lambda *_, **__: pytest.fail("a tuning that is done loads no model"))
+    assert tune.tune(tuning, tmp_path / "tune").profile == whole.profile
+
+
+def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "tune"
+    tuning = asked(saved, files)
+    tune._Drawing(tuning, folder).begun()
+    for changed, said in (
+        (replace(tuning, budget=300), "budget = 240"),
+        (replace(tuning, margin=0.1), "margin = 0.02"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a tuning with {said}"):
+            tune.tune(changed, folder)
+    (folder / "tune.json").write_text('{"form": 1}')
+    with pytest.raises(ValueError, match="cannot be read: KeyError"):
+        tune.tune(tuning, folder)
+    held = {"form": 7, "asked": {}, "model": "", "config": {}, "methods": []}
+    (folder / "tune.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="has form 7"):
+        tune.tune(tuning, folder)
+    (folder / "tune.json").rename(folder / "letter.txt")
+    with pytest.raises(ValueError, match=r"is no tuning: it has files but no tune.json"):
+        tune.tune(tuning, folder)
+    with pytest.raises(pipelines.ModelError, match="no model folder"):
+        tune.tune(replace(tuning, model=str(tmp_path / "none")), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
+    found = tune.sampled(pipe, 64)
+    assert len({method.settings for method in found}) == len(found) == 64
+    assert found == tune.sampled(pipe, 64)
+    assert found[0].settings == Spread()
+    assert all(Method.parse(method.name) == method for method in found)
+    assert not rarelift.inspect(pipe).settings
+    told = [method.settings for method in found]
+    assert {s.blocks for s in told} == {None, (0,), (2,)}  # of three
+    for field in ("alpha", "carry", "tokens", "start", "stop", "branch"):
+        assert len({getattr(s, field) for s in told}) > 1
+    assert not tune._honoured(pipe, Spread(blocks=(99,)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"budget": 30}, "too small for 3 settings .* give at least"),
+        ({"metric": None}, "needs a metric"),
+        ({"metric": "clip"}, "Did you mean 'clip_t'"),
+        ({"metric": "attributes"}, "is for Menagerie prompts"),
+        ({"margin": 1.0}, "margin is the share"),
+        ({"guidances": (2.0, 2.0)}, "holds a value twice"),
+        ({"methods": ("untouched",)}, "races settings of the lift"),
+        ({"methods": ("taca",)}, "races settings of the lift"),
+        ({"methods": ("lift", "lift")}, "is there twice"),
+        ({"dtype": "float8"}, "unknown dtype"),
+        ({"model": pipelines.BUNDLED}, "the Menagerie has no word"),
+    ],
+)
+def test_what_cannot_be_tuned(saved: Path, files: tuple[str, str], changed: dict[str, Any], said: str) -> None:
+    Path(files[0]).write_text(Path(files[0]).read_text() + "\na zebra")
+    with pytest.raises(ValueError, match=said):
+        asked(saved, files, **changed)
+
+
+def test_too_few_prompts(saved: Path, files: tuple[str, str]) -> None:
+    Path(files[0]).write_text("a lion\na crown")
+    with pytest.raises(ValueError, match="has 2 prompts; tuning needs 16"):
+        asked(saved, files)
+
+
+def test_menagerie_is_tuned_on_its_tuning_half() -> None:
+    tuning = tune.planned(budget=500)
+    assert {prompt.meta["split"] for side in (tuning.rare, tuning.common) for prompt in side.prompts} == {"tune"}
+    assert (tuning.rare.name, tuning.common.name, tuning.metric) == ("menagerie-rare", "menagerie-common", "attributes")
+    assert isinstance(tuning.schedule(None), Schedule)
