@@ -57,6 +57,7 @@ PROMPT = "prompt: rare or common"
 NEVER, SUITES = "word: never or seldom seen", "prompt: never or rare"
 SELDOM, UNKNOWN = "rare prompt: right in fewer than half of the draws", "never right, or at least once"
 ANIMAL, ABOVE, WRONG = "animal: rare prompts, common prompts", "animal above the rare words", "animal that fails"
+QUESTIONS = (WITHIN, SAME, WHICH, PROMPT, NEVER, SUITES, SELDOM, UNKNOWN, ANIMAL, ABOVE, WRONG)
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -246,14 +247,15 @@ def one_forward(probe: Probe, said: Said) -> dict[str, Tensor]:
     def pulled(block: int) -> Tensor:
         """log of how much nearer to the mean a token is than in block 0, against what all tokens do."""
         nearer = [d.norm(dim=-1) / d[valid].square().sum(-1).mean().sqrt() for d in (deviations[0], deviations[block])]
-        return places @ (nearer[0].clamp_min(1e-9) / nearer[1].clamp_min(1e-9)).log()
+        found: Tensor = places @ (nearer[0].clamp_min(1e-9) / nearer[1].clamp_min(1e-9)).log()
+        return found
 
     turned = 1 - F.cosine_similarity(deviations[0], deviations[last], dim=-1)
     return {
         "drift 2": pulled(2),
         "drift 4": pulled(4),
         f"drift {last}": pulled(last),
-        "turn": places @ turned,
+        "drift in direction": places @ turned,
         "attention": places @ share / len(deviations),
     }
 
@@ -387,8 +389,9 @@ def auc(data: Pooled, resamples: int = 1000) -> Estimate:
     if not pairs[0]:
         raise ValueError("nothing to compare: no stratum has both a positive and a negative")
     shares = wins[1:][pairs[1:] > 0] / pairs[1:][pairs[1:] > 0]
-    low_end, high_end = np.quantile(shares, [0.025, 0.975])
-    return Estimate(float(wins[0] / pairs[0]), float(low_end), float(high_end))
+    value = float(wins[0] / pairs[0])
+    low_end, high_end = np.quantile(shares, [0.025, 0.975]) if resamples else (value, value)
+    return Estimate(value, float(low_end), float(high_end))
 
 
 @dataclass(frozen=True)
@@ -530,11 +533,9 @@ class Judged:
     answers: dict[str, Estimate]
     turned: dict[str, bool]
 
-    def cell(self, question: str) -> str:
-        if question not in self.answers:
-            return ""
+    def cell(self, question: str, *, whole: bool = False) -> str:
         found, low = self.answers[question], self.turned[question]
-        return f"{found:.2f}{' low' if low else ''}"
+        return f"{found:.2f}" * whole + f"{found.value:.2f}" * (not whole) + " low" * low
 
 
 def judged(finder: str, tune: Half, report: Half, resamples: int) -> Judged:
@@ -552,25 +553,17 @@ def judged(finder: str, tune: Half, report: Half, resamples: int) -> Judged:
     return Judged(finder, answers, turned)
 
 
-def pair(half: Half, tune: Half, one: str, other: str, low: Mapping[str, bool]) -> None:
-    """Add the sum of two finders, each in standard deviations of the tune half, rare upwards."""
-    for suite, data in half.items():
-        total = np.zeros(len(data.words))
-        for name in (one, other):
-            on_tune = np.concatenate([each.scores[name] for each in tune.values()])
-            total += (-1 if low[name] else 1) * (data.scores[name] - on_tune.mean()) / on_tune.std()
-        half[suite].scores[f"{one} + {other}"] = total
-
-
 COST = {
     "english": "0",
     "tokenizer": "0",
     "training": "0",
     "drift": "1",
-    "turn": "1",
     "attention": "1",
     "encoder": "0",
+    "turn of the prediction 1": "1 + n",
+    "effect 1, share": "2 + n",
     "effect 1": "1 + n",
+    "pooled embedding alone, share": "2 + n",
     "states": "1 + n",
     "text": "1 + n",
     "pooled": "1 + n",
@@ -581,8 +574,7 @@ COST = {
 
 def cost(finder: str) -> str:
     whole = f"{len(SIGMAS)} (1 + n)"
-    costs = [next((c for name, c in COST.items() if part.startswith(name)), whole) for part in finder.split(" + ")]
-    return max(costs, key=lambda c: (len(c), c))
+    return next((rows for name, rows in COST.items() if finder.startswith(name)), whole)
 
 
 def calibration(half: Half) -> str:
@@ -593,7 +585,7 @@ def calibration(half: Half) -> str:
             thing = half[suite].prompts[word.prompt].thing
             if word.kind in (None, "animal") or (suite == "common" and word.rare):
                 continue
-            share = value_shares(thing.animal, word.kind)[getattr(thing, word.kind)]  # type: ignore[index, arg-type]
+            share = value_shares(thing.animal, word.kind)[getattr(thing, word.kind)]
             group = next(name for name, least in CLASSES.items() if share >= least)
             rows.setdefault(group, []).append((share, score))
     return table(
@@ -614,20 +606,29 @@ CLASSES = {"usual": 0.5, "second": 0.25, "seldom": 1e-9, "never": 0.0}
 """Least share of training pictures of the animal."""
 
 
-def render(on: Split) -> str:
-    """Both tables of a half."""
-    tune, half = scored("tune"), scored(on)
-    if on == "tune":
-        half = tune
-    names = list(tune["rare"].scores)
-    rows = [judged(name, tune, half, 1000) for name in names]
-    first = (WITHIN, SAME, WHICH, PROMPT)
-    second = (NEVER, SUITES, SELDOM, UNKNOWN, ANIMAL, ABOVE, WRONG)
+def render() -> str:
+    """All finders on the tune half, those that were reported on the report half."""
+    tune, report = scored("tune"), scored("report")
+
+    def sizes(half: Half) -> str:
+        return ", ".join(f"{len(data.prompts)} {suite}" for suite, data in half.items())
+
+    tried_ = [judged(name, tune, tune, 0) for name in tune["rare"].scores]
+    kept = [judged(name, tune, report, 1000) for name in report["rare"].scores]
+    shown = [question for question in QUESTIONS if question != UNKNOWN]  # the tune half has one draw of each prompt
+    rows = [[r.finder, cost(r.finder), *(r.cell(q) for q in shown)] for r in tried_]
+    parts = (QUESTIONS[:4], QUESTIONS[4:8], QUESTIONS[8:])
     return "\n\n".join(
         [
-            table(["finder", "rows", *first], [[r.finder, cost(r.finder), *map(r.cell, first)] for r in rows]),
-            table(["finder", *second], [[r.finder, *map(r.cell, second)] for r in rows]),
-            calibration(half),
+            f"Tune half, all finders ({sizes(tune)} prompts):",
+            table(["finder", "rows", *shown], rows),
+            f"Report half ({sizes(report)} prompts), with 95% intervals:",
+            *(
+                table(["finder", *part], [[r.finder, *(r.cell(q, whole=True) for q in part)] for r in kept])
+                for part in parts
+            ),
+            "Surprisal by how often training showed the value with the animal, tune half:",
+            calibration(tune),
         ]
     )
 
@@ -637,12 +638,11 @@ def main() -> None:
     parser.add_argument("do", choices=("tune", "report", "table"))
     args = parser.parse_args()
     if args.do == "table":
-        text = render("report")
+        text = render()
         print(text)
         write_section(PAGE, "finders", text)
         return
     measure(args.do)
-    print(render(args.do))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "anatomy": FACTS,
     "lifting": FACTS | {"fused", "tokens", "strength"},
     "hooks": FACTS | {"fused", "lifting", "spans", "tokens"},
+    "rarity": {"hooks", "locate", "tokens"},
     "attach": {"hooks", "lifting", "locate", "settings", "streams"},
     "__init__": {"attach", "settings"},
     "pipelines": {"menagerie"},
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rivals",
         "settings",
     },
-    "generating": {"attach", "settings", "pipelines", "pictures", "bench.stats", "menagerie"},
+    "generating": {"attach", "settings", "pipelines", "pictures", "bench.stats", "menagerie", "rarity"},
     "comfy": {"variance", "settings"},
 }
 MAY_IMPORT["web"] = set(MAY_IMPORT)  # anything but cli

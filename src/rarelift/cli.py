@@ -7,13 +7,16 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .rarity import Score
 
 app = typer.Typer(
     help="Make multimodal diffusion transformers draw what rare prompts ask for. No training, no second model.",
@@ -76,6 +79,7 @@ def generate(
     stop: Annotated[float, typer.Option(help="Share of the steps after which it stops.")] = 1.0,
     branch: Annotated[Branch, typer.Option(help="Half of classifier-free guidance to lift.")] = Branch.both,
     carry: Annotated[bool, typer.Option("--carry", help="Let the spread go on as the residual stream.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say first how rare each word is to the model.")] = False,
 ) -> None:
     """Draw PROMPT, lifted, with its settings inside the PNG."""
     from .generating import generate as draw
@@ -96,8 +100,17 @@ def generate(
         }
     )
     call = _given(num_inference_steps=steps, guidance_scale=guidance)
-    for path in draw(prompt, model, settings, range(seed, seed + seeds), out, compare=compare, **call):
+    say = _explain if explain else None
+    for path in draw(prompt, model, settings, range(seed, seed + seeds), out, compare=compare, explain=say, **call):
         print(path)
+
+
+def _explain(scores: list[Score]) -> None:
+    from .rarity import RELIABILITY
+
+    for score in scores:
+        print(f"{score.score:8.4f}  {score.word}")
+    print(RELIABILITY)
 
 
 @app.command(epilog="**Example**\n\n`rarelift demo --out demo.png`")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from . import attach, pictures, pipelines
+from . import attach, pictures, pipelines, rarity
 from .bench import stats
 from .menagerie import suite
 from .menagerie.judge import Judge
@@ -18,7 +18,7 @@ from .menagerie.world import check_prompt
 from .settings import Spread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -34,6 +34,7 @@ def generate(
     out: Path,
     *,
     compare: bool = False,
+    explain: Callable[[list[rarity.Score]], object] | None = None,
     **call: Any,
 ) -> list[Path]:
     """Draw `prompt` once per seed, lifted, and write PNGs that hold their settings.
@@ -41,6 +42,7 @@ def generate(
     Args:
         out: a `.png` file (one picture, or the grid of `compare`) or a folder.
         compare: one grid, untouched above and lifted below, in place of single pictures.
+        explain: given how rare each word is to the model, before anything is drawn.
         call: arguments of the pipeline, e.g. `guidance_scale`.
 
     Returns the paths written.
@@ -58,6 +60,9 @@ def generate(
     for path in paths:
         pictures.check_writable(path)
     model = pipelines.load(model_name)
+    if explain:
+        told = {k: v for k, v in {**model.defaults, **call}.items() if k == "max_sequence_length"}
+        explain(rarity.scores(model.pipe, prompt, seed=seeds[0], **told))
     record = {"prompt": prompt, "model": model_name, "settings": settings.to_dict(), "call": {**model.defaults, **call}}
     texts = [prompt] * len(seeds)
     with tqdm(desc="drawing", total=len(seeds) * (1 + compare), leave=False) as bar:
