@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 _KNOWN = "SD3Transformer2DModel"
 RELIABILITY = """\
-Higher: rarer, among words of one kind. Weak evidence: on the bundled model a rare word of a rare prompt is above the same
-word of a common prompt in 65 of 100 pairs (50: chance). Whether the model has never seen a thing, or knows it and drowns
-it, these scores do not tell."""
+Higher: rarer, among words of one kind. Weak evidence: on the bundled model a rare word of a rare prompt is above the
+same word of a common prompt in 65 of 100 pairs (50: chance). Whether the model has never seen a thing, or knows it and
+drowns it, these scores do not tell."""
 """What `generate --explain` says of such scores; the figures are those of docs/beyond.md."""
 
 
