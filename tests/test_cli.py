@@ -54,6 +54,17 @@ def test_compare_makes_one_grid(tmp_path: Path) -> None:
         assert image.width > 3 * 160
 
 
+def test_explain_scores_the_words_first(tmp_path: Path) -> None:
+    done = rarelift("generate", PROMPT, "--explain", "--steps", 1, "--out", tmp_path / "lion.png")
+    assert done.returncode == 0, done.stderr
+    *scores, path = done.stdout.splitlines()
+    words = dict(reversed(line.split()) for line in scores[:6])
+    assert list(words) == ["purple", "striped", "lion", "wearing", "crown", "night"]
+    assert all(float(score) >= 0 for score in words.values())
+    assert "65 of 100" in " ".join(scores[6:])
+    assert path == str(tmp_path / "lion.png")
+
+
 def test_inspect_names_blocks_and_stream() -> None:
     done = rarelift("inspect")
     assert done.returncode == 0, done.stderr

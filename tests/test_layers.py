@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "anatomy": FACTS,
     "lifting": FACTS | {"fused", "tokens", "strength"},
     "hooks": FACTS | {"fused", "lifting", "spans", "tokens"},
+    "rarity": {"hooks", "locate", "tokens"},
     "attach": {"hooks", "lifting", "locate", "profiles", "settings", "streams"},
     "__init__": {"attach", "settings"},
     "pipelines": {"menagerie"},
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rivals",
         "settings",
     },
-    "generating": {"attach", "settings", "pipelines", "pictures", "profiles", "bench.stats", "menagerie"},
+    "generating": {"attach", "settings", "pipelines", "pictures", "profiles", "bench.stats", "menagerie", "rarity"},
     "comfy": {"variance", "settings"},
 }
 MAY_IMPORT["web"] = set(MAY_IMPORT)  # anything but cli

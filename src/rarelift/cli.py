@@ -7,13 +7,16 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .rarity import Score
 
 app = typer.Typer(
     help="Make multimodal diffusion transformers draw what rare prompts ask for. No training, no second model.",
@@ -81,6 +84,7 @@ def generate(
     stop: Annotated[float, typer.Option(help="Share of the steps after which it stops.")] = 1.0,
     branch: Annotated[Branch, typer.Option(help="Half of classifier-free guidance to lift.")] = Branch.both,
     carry: Annotated[float, typer.Option(help="Share of the spread that goes on to the next block, 0 to 1.")] = 0.0,
+    explain: Annotated[bool, typer.Option("--explain", help="Say first how rare each word is to the model.")] = False,
 ) -> None:
     """Draw PROMPT, lifted, with its settings inside the PNG."""
     from .generating import generate as draw
@@ -99,9 +103,17 @@ def generate(
     }
     given = {name: value for name, value in settings.items() if _was_given(context, name)}
     call = _given(num_inference_steps=steps, guidance_scale=guidance)
-    many = range(seed, seed + seeds)
-    for path in draw(prompt, model, given, many, out, profile=profile, compare=compare, **call):
+    many, say = range(seed, seed + seeds), _explain if explain else None
+    for path in draw(prompt, model, given, many, out, profile=profile, compare=compare, explain=say, **call):
         print(path)
+
+
+def _explain(scores: list[Score]) -> None:
+    from .rarity import RELIABILITY
+
+    for score in scores:
+        print(f"{score.score:8.4f}  {score.word}")
+    print(RELIABILITY)
 
 
 @app.command(epilog="**Example**\n\n`rarelift demo --out demo.png`")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from . import attach, pictures, pipelines, profiles
+from . import attach, pictures, pipelines, profiles, rarity
 from .bench import stats
 from .menagerie import suite
 from .menagerie.judge import Judge
@@ -18,7 +18,7 @@ from .menagerie.world import check_prompt
 from .settings import Spread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -35,6 +35,7 @@ def generate(
     *,
     profile: str | None = None,
     compare: bool = False,
+    explain: Callable[[list[rarity.Score]], object] | None = None,
     **call: Any,
 ) -> list[Path]:
     """Draw `prompt` once per seed, lifted, and write PNGs that hold their settings.
@@ -44,6 +45,7 @@ def generate(
         profile: as `rarelift.apply` takes it.
         out: a `.png` file (one picture, or the grid of `compare`) or a folder.
         compare: one grid, untouched above and lifted below, in place of single pictures.
+        explain: given how rare each word is to the model, before anything is drawn.
         call: arguments of the pipeline, e.g. `guidance_scale`.
 
     Returns the paths written.
@@ -66,6 +68,9 @@ def generate(
     paths = [out] if single else [out / f"{stem}-alpha{alpha}-{name}.png" for name in names]
     for path in paths:
         pictures.check_writable(path)
+    if explain:
+        told = {k: v for k, v in {**model.defaults, **call}.items() if k == "max_sequence_length"}
+        explain(rarity.scores(model.pipe, prompt, seed=seeds[0], **told))
     record = {"prompt": prompt, "model": model_name, "settings": settings.to_dict(), "call": {**model.defaults, **call}}
     texts = [prompt] * len(seeds)
     with tqdm(desc="drawing", total=len(seeds) * (1 + compare), leave=False) as bar:

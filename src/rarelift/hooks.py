@@ -10,6 +10,7 @@ transformer never sees: the words, the guidance, the steps. They run outside com
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -148,6 +149,19 @@ def retire(lift: Lift) -> None:
     for tap in taps_of(pipe) if pipe is not None else ():
         if tap.lift is lift:
             untap(pipe, tap)
+
+
+@contextlib.contextmanager
+def paused(root: nn.Module) -> Iterator[None]:
+    """Let a transformer run untouched, whatever lifts it, while inside."""
+    lifts = {link.lift for module in root.modules() for link in links_of(module) if link.lift.active}
+    for lift in lifts:
+        lift.active = False
+    try:
+        yield
+    finally:
+        for lift in lifts:
+            lift.active = True
 
 
 # ---------------------------------------------------------------- links around forwards
