@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 
 import families
@@ -109,3 +110,153 @@ def test_the_words_take_part(name: str, guided: bool, monkeypatch: pytest.Monkey
         moved = (one != other).any(-1)
         assert moved.any()
         assert torch.equal(moved, words), (moved.int(), words.int())
+
+
+@pytest.mark.parametrize("name", ["QwenImage", "ZImage", "Flux2Klein", "Krea2", "NucleusMoE", "Mochi"])
+def test_padding_on_the_left(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = PIPELINES[name].pipe()
+    for part in ("tokenizer", "processor"):
+        if hasattr(getattr(pipe, part, None), "padding_side"):
+            getattr(pipe, part).padding_side = "left"
+    without_attention(pipe)
+    template = put_into_templates(pipe)
+    found = []
+    for word in ("striped", "purple"):
+        rarelift.apply(pipe, tokens=(word,), alpha=1.0)
+        prompts = [text.replace("WORD", word) for text in (PROMPT, OTHER)]
+        found += first_blocks(pipe, {**PIPELINES[name].arguments(*prompts), **template}, monkeypatch)[:1]
+    (one, words), (other, _) = found
+    assert words.any()
+    assert torch.equal((one != other).any(-1), words)
+
+
+def glyphs(quoted: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    pipe = PIPELINES["HunyuanImage"].pipe()
+    without_attention(pipe)
+    pipe.tokenizer_2_max_length = 8
+    rarelift.apply(pipe, tokens=(quoted,), alpha=1.0)
+    call = PIPELINES["HunyuanImage"].arguments(f'a lion and " {quoted} " with {quoted}')
+    return first_blocks(pipe, call, monkeypatch)[0]
+
+
+def test_an_encoder_for_what_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states of the quoted words stand in front of the prompt's, the padding of both behind."""
+    (one, words), (other, _) = glyphs("striped", monkeypatch), glyphs("purple", monkeypatch)
+    assert torch.equal((one != other).any(-1), words)
+    assert words.sum() == 3
+
+
+def test_which_prompt_is_quoted_cannot_be_told() -> None:
+    case = PIPELINES["HunyuanImage"]
+    pipe = case.pipe()
+    rarelift.apply(pipe, tokens=("lion",))
+    with pytest.raises(ValueError, match="text_encoder_2 .* read 1 texts for 2 prompts"):
+        draw(pipe, case.arguments('a " red " lion', "a lion"))
+
+
+EXACT = ["Flux", "QwenImage", "Chroma", "ZImage", "HiDream", "AuraFlow", "Lumina2", "ErnieImage", "HunyuanVideo1.5"]
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("tokens", ["content", ("striped", "purple lion")])
+def test_exact_and_reversible(name: str, tokens: str | tuple[str, ...]) -> None:
+    case = PIPELINES[name]
+    pipe, call = case.pipe(), case.arguments("a striped purple lion with a crown", guided=False not in case.modes)
+    plain = draw(pipe, call)
+    pictures = []
+    with rarelift.apply(pipe, tokens=tokens, alpha=1.0) as handle:
+        assert torch.equal(draw(pipe, call), plain)
+        for chosen in (tokens, "all"):
+            handle.set(alpha=1.5, tokens=chosen)
+            pictures.append(draw(pipe, call))
+    assert all(picture.isfinite().all() for picture in pictures)
+    assert not torch.equal(pictures[0], plain)
+    assert not torch.equal(pictures[0], pictures[1])
+    assert torch.equal(draw(pipe, call), plain)
+
+
+def test_phrases_may_change_half_way() -> None:
+    case = PIPELINES["QwenImage"]
+    pipe, call = case.pipe(), case.arguments("a striped purple lion", guided=True)
+    handle = rarelift.apply(pipe, tokens=("striped",))
+    seen: list[list[int]] = []
+    hook = handle.sites[0].module.register_forward_hook
+    hook(lambda *_: seen.append(handle._lift.live_words.nonzero()[:, 1].tolist()))  # type: ignore[union-attr]
+
+    def change(*_: Any) -> dict[str, Any]:
+        handle.set(tokens=("lion",))
+        return {}
+
+    draw(pipe, {**call, "callback_on_step_end": change})
+    assert seen == [[1], [], [3], []]
+
+
+def test_embeddings_have_no_words() -> None:
+    case = PIPELINES["Flux"]
+    pipe = case.pipe()
+    embeds, pooled, _ = pipe.encode_prompt("a lion", max_sequence_length=12)
+    given = {**case.arguments(""), "prompt": None, "prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    handle = rarelift.apply(pipe, tokens=("lion",))
+    pipe.encode_prompt("a red lion", max_sequence_length=12)  # by hand: not of the call that follows
+    with pytest.raises(ValueError, match="give the pipeline the prompt in place of prompt_embeds"):
+        draw(pipe, given)
+    with pytest.raises(ValueError, match="prompt: where the words behind prompt_embeds stand"):
+        handle.set(prompt="a lion")
+    draw(pipe, case.arguments("a lion"))
+
+
+def test_negative_embeddings_have_no_words() -> None:
+    case = PIPELINES["Flux2Klein"]
+    pipe, call = case.pipe(), case.arguments("a lion", guided=True)
+    handle = rarelift.apply(pipe, tokens=("lion",))
+    with pytest.raises(ValueError, match="needs the words of the negative prompt"):
+        draw(pipe, call)
+    handle.set(branch="cond")
+    calls = handle.calls
+    draw(pipe, call)
+    assert handle.calls > calls
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_image_tokens_among_the_words_of_hunyuan_video(guided: bool) -> None:
+    case = PIPELINES["HunyuanVideo, from an image"]
+    pipe = case.pipe()
+    rarelift.apply(pipe, tokens=("lion",))
+    with pytest.raises(ValueError, match="so words cannot be placed; use tokens='all'"):
+        draw(pipe, case.arguments("a lion", guided=guided))
+
+
+def test_a_family_without_words_says_why() -> None:
+    model = families.FAMILIES["GlmImage"].make()
+    with pytest.raises(ValueError, match="only what the prompt puts in quotes stands there"):
+        rarelift.apply(model, tokens=("lion",))
+
+
+def test_phrases_compiled() -> None:
+    torch._dynamo.reset()
+    case = PIPELINES["Flux"]
+    pipe, call = case.pipe(), case.arguments("a striped lion", guided=True)
+    expected = []
+    for alpha, tokens in ((1.5, "striped"), (2.0, "striped"), (2.0, "lion")):
+        with rarelift.apply(pipe, alpha=alpha, tokens=(tokens,)):
+            expected.append(draw(pipe, call))
+    counter = torch._dynamo.testing.CompileCounter()
+    handle = rarelift.apply(pipe, alpha=1.5, tokens=("striped",))
+    pipe.transformer.compile(backend=counter, dynamic=False, fullgraph=True)
+    torch.testing.assert_close(draw(pipe, call), expected[0])
+    graphs = counter.frame_count
+    for picture, changes in zip(expected[1:], ({"alpha": 2.0}, {"tokens": ("lion",)}), strict=True):
+        handle.set(**changes)
+        torch.testing.assert_close(draw(pipe, call), picture)
+    assert counter.frame_count == graphs
+
+
+def test_phrases_compiled_where_branches_have_no_name() -> None:
+    torch._dynamo.reset()
+    case = PIPELINES["Chroma"]
+    pipe = case.pipe()
+    rarelift.apply(pipe, tokens=("lion",))
+    pipe.transformer.compile(backend="eager", fullgraph=True)
+    draw(pipe, case.arguments("a lion"))
+    with pytest.raises(RuntimeError, match=r"tokens=\('lion',\): this pipeline does not name its branches"):
+        draw(pipe, case.arguments("a lion", guided=True))

@@ -72,6 +72,10 @@ class Line:
             longer = decode(every[:number])
             spans.append((len(text.rstrip(_PART)), len(longer)))
             text = longer
+        special = set(self.tokenizer.all_special_ids)
+        for i in reversed(range(len(spans) - 1)):  # some tokenizers write no bytes before the character is whole
+            if spans[i][0] == spans[i][1] == spans[i + 1][0] and self.ids[i] not in special:
+                spans[i] = spans[i + 1]
         return text, spans
 
     def marks(self, spans_of: Callable[[str], Iterator[tuple[int, int]]]) -> list[bool]:
