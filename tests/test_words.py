@@ -8,13 +8,14 @@ import diffusers
 import pytest
 import torch
 import torch._dynamo.testing
+import transformers
 from torch import Tensor, nn
 
 import families
 import rarelift
 from rarelift import hooks
 from rarelift.streams import FAMILIES, Family
-from tiny_pipelines import PIPELINES, draw
+from tiny_pipelines import PIPELINES, Processor, clip, decoder, draw, flow, qwen3_vl, t5, tokenizer, transformer
 
 diffusers.utils.logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -260,3 +261,83 @@ def test_phrases_compiled_where_branches_have_no_name() -> None:
     draw(pipe, case.arguments("a lion"))
     with pytest.raises(RuntimeError, match=r"tokens=\('lion',\): this pipeline does not name its branches"):
         draw(pipe, case.arguments("a lion", guided=True))
+
+
+def of_encoder(kind: str, family: str, **parts: Any) -> Any:
+    given = {"scheduler": flow(), "vae": None, "tokenizer": tokenizer(), **parts}
+    return getattr(diffusers, kind)(transformer=transformer(family), **given)
+
+
+def framepack() -> Any:
+    both = {"text_encoder_2": clip(8, 77), "tokenizer_2": tokenizer(), "image_encoder": None, "feature_extractor": None}
+    llama = decoder("LlamaConfig", "LlamaModel")
+    return of_encoder("HunyuanVideoFramepackPipeline", "Framepack", text_encoder=llama, **both)
+
+
+def easy_animate() -> Any:
+    return of_encoder("EasyAnimatePipeline", "EasyAnimate", text_encoder=decoder("LlamaConfig", "LlamaModel"))
+
+
+def motif() -> Any:
+    return of_encoder("MotifVideoPipeline", "MotifVideo", text_encoder=t5(), guider=None)
+
+
+def prx() -> Any:
+    pipe = of_encoder("PRXPipeline", "PRX", text_encoder=t5())
+    pipe.text_preprocessor.clean_text = str.lower  # the whole needs ftfy
+    return pipe
+
+
+def qwen_image21() -> Any:
+    words = tokenizer()
+    images = transformers.Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 3136})
+    processor = Processor(
+        image_processor=images, tokenizer=words, video_processor=None, chat_template=words.chat_template
+    )
+    parts = {"processor": processor, "text_encoder": qwen3_vl("Qwen3VLForConditionalGeneration")}
+    pipe = diffusers.QwenImage21Pipeline(transformer=transformer("QwenImage2.1"), scheduler=flow(), vae=None, **parts)
+    pipe.prompt_template_t2i, pipe._drop_idx = f"{BEFORE} {{}} {AFTER}", 3
+    return pipe
+
+
+ENCODERS = {
+    "EasyAnimate": (easy_animate, 1, {"max_sequence_length": 16}),
+    "Framepack": (
+        framepack,
+        None,
+        {"prompt_template": {"template": f"{BEFORE} {{}} {AFTER}", "crop_start": 3}, "max_sequence_length": 12},
+    ),
+    "MotifVideo": (motif, 1, {}),
+    "PRX": (prx, 2, {}),
+    "QwenImage2.1": (qwen_image21, None, {}),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_encode_prompt_returns(name: str) -> None:
+    """Of pipelines that are not run to the end here: their text encoders, and the text stream that they make."""
+    make, negative, more = ENCODERS[name]
+    pipe = make()
+    without_attention(pipe)
+    put_into_templates(pipe)
+    found = []
+    for word in ("striped", "purple"):
+        handle = rarelift.apply(pipe, tokens=(word,))
+        prompts = [text.replace("WORD", word) for text in (PROMPT, OTHER)]
+        given = {} if negative is None else {"negative_prompt": [NEGATIVE.replace("WORD", word)] * 2}
+        result = pipe.encode_prompt(prompts, **given, **more)
+        words = handle._lift.words_by
+        assert words["cond"] is not None
+        if negative is None:
+            found.append((result[0], words["cond"]))
+        elif "uncond" in words:
+            assert words["uncond"] is not None
+            longest = max(words["cond"].shape[1], words["uncond"].shape[1])
+            both = [hooks._fitted(w, longest) for w in (words["uncond"], words["cond"]) if w is not None]
+            found.append((torch.cat([result[negative], result[0]]), torch.cat(both)))
+        else:
+            found.append((torch.cat([result[negative], result[0]]), words["cond"]))
+    (one, marked), (other, again) = found
+    assert torch.equal(marked, again)
+    assert marked.any(1).all()
+    assert torch.equal((one != other).any(-1), hooks._fitted(marked, one.shape[1]))
