@@ -227,6 +227,19 @@ def test_image_tokens_among_the_words_of_hunyuan_video(guided: bool) -> None:
         draw(pipe, case.arguments("a lion", guided=guided))
 
 
+def test_a_template_of_unknown_length_is_an_error_only_for_words() -> None:
+    case = PIPELINES["HunyuanVideo"]
+    pipe, call = case.pipe(), {**case.arguments("a lion"), "prompt_template": {"template": "a {} </s>"}}
+    pipe.tokenizer.model_max_length = 5  # of the template, where its length is not said
+    handle = rarelift.apply(pipe)
+    draw(pipe, call)
+    handle.set(tokens="content")
+    with pytest.raises(
+        ValueError, match=r"does not say how much of its template is cut off \(crop_start\); use tokens"
+    ):
+        draw(pipe, call)
+
+
 def test_a_family_without_words_says_why() -> None:
     model = families.FAMILIES["GlmImage"].make()
     with pytest.raises(ValueError, match="only what the prompt puts in quotes stands there"):

@@ -187,10 +187,16 @@ def _branch(
                 f"{run.encoder} of {type(pipe).__name__} read {len(rows)} texts for {number} prompts, and which is of "
                 "which cannot be told; give one prompt at a time"
             )
+        elif rows and tokenizer is None:
+            problem = f"{type(pipe).__name__} has no {run.tokenizer}"
         elif rows:
-            said = zip(rows, texts[run.prompt], strict=True)
-            known = {one: _line(pipe, run, tokenizer, arguments, *one) for one in dict.fromkeys(said)}
-            columns.append([known[one] for one in zip(rows, texts[run.prompt], strict=True)])
+            cuts = [_cut(pipe, tokenizer, arguments, said) for said in (run.front, run.back)]
+            if None in cuts:
+                problem = f"{type(pipe).__name__} does not say how much of its template is cut off ({run.front})"
+            front, back = (cut or 0 for cut in cuts)
+            read = list(zip(rows, texts[run.prompt], strict=True))
+            known = {one: _line(pipe, run, tokenizer, front, back, *one) for one in dict.fromkeys(read)}
+            columns.append([known[one] for one in read])
     made = max((len(line.ids) for column in columns for line in column), default=0)
     alone = family.runs[0] if len(family.runs) == 1 else None  # else the length is that of one of several
     if not problem and length and alone and not alone.trimmed and made > length:
@@ -200,28 +206,26 @@ def _branch(
     return Branch(() if problem else tuple(zip(*columns, strict=True)), problem and f"{problem}; use tokens='all'")
 
 
-def _line(pipe: object, run: Run, tokenizer: Any, arguments: Mapping[str, Any], ids: Ids, prompt: str) -> Line:
+def _line(pipe: object, run: Run, tokenizer: Any, front: int, back: int, ids: Ids, prompt: str) -> Line:
     if run.trimmed:
         padding = tokenizer.pad_token_id if run.padding is None else run.padding
         words = [i for i, token in enumerate(ids) if token != padding]
         ids = ids[words[0] : words[-1] + 1] if words else ()
-    first = _cut(pipe, tokenizer, arguments, run.front)
-    last = max(len(ids) - _cut(pipe, tokenizer, arguments, run.back), first)
+    last = max(len(ids) - back, front)
     image = None if run.skipped is None else getattr(pipe, run.skipped)
-    return Line(tokenizer, ids[:first], tuple(token for token in ids[first:last] if token != image), prompt)
+    return Line(tokenizer, ids[:front], tuple(token for token in ids[front:last] if token != image), prompt)
 
 
-def _cut(pipe: object, tokenizer: Any, arguments: Mapping[str, Any], said: int | str) -> int:
-    """How many tokens `Run.front` or `Run.back` takes off."""
+def _cut(pipe: object, tokenizer: Any, arguments: Mapping[str, Any], said: int | str) -> int | None:
+    """How many tokens `Run.front` or `Run.back` takes off; None where the pipeline does not say."""
     if isinstance(said, int):
         return said
-    named = {**(arguments.get("prompt_template") or {}), **arguments}
+    template = arguments.get("prompt_template")
+    named = {**(template if isinstance(template, dict) else {}), **arguments}
     value = named[said] if said in named else getattr(pipe, said, None)
     if isinstance(value, str):
         return len(tokenizer(value, add_special_tokens=False)["input_ids"])
-    if not isinstance(value, int):
-        raise TypeError(f"{type(pipe).__name__} does not say how much of its template is cut off ({said}); say it")
-    return value
+    return value if isinstance(value, int) else None
 
 
 def _attribute(pipe: object, name: str) -> Any:

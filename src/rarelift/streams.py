@@ -101,7 +101,7 @@ class Family:
     """How the prompt becomes positions, where it can be told without running the text encoders."""
     runs: tuple[Run, ...] = ()
     """How it does where the text encoders have to be heard; without either, tokens cannot be chosen by words."""
-    wordless: str = "their text encoders are not in the row of this model"
+    wordless: str = "its row names no text encoders"
     """Why there are neither."""
     uncond_first: bool = False
     """Whether `encode_prompt` has the negative prompts encoded before the prompts."""
