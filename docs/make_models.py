@@ -67,7 +67,7 @@ def table() -> str:
             name,
             ", ".join(f"`{f.blocks}`" for f in rows),
             ", ".join(dict.fromkeys(map(layout, rows))),
-            *("yes" if known else "no" for known in (any(f.mask for f in rows), rows[0].segments)),
+            *("yes" if known else "no" for known in (any(f.mask for f in rows), rows[0].words_known)),
             "no" if rows[0].timestep_scale is None else "yes",
             HALVES[rows[0].batch],
             ", ".join(tests[name]),

@@ -372,10 +372,12 @@ def _notes(target: object, sites: tuple[Site, ...], lift: Lift | None) -> Iterat
         yield "given without its pipeline: every token takes part; tokens, start, stop and branch need the pipeline"
     else:
         yield "tokens='valid' is read from the prompt; a call that passes prompt_embeds without text uses every token"
+    if families[0].runs:
+        yield "tokens by words are read off what the pipeline's text encoders are given: prompt_embeds have none"
     refused = [
         what
         for what, unknown in (
-            ("tokens by words", not families[0].segments),
+            ("tokens by words", not families[0].words_known),
             ("branch", families[0].batch == "unknown"),
             ("start and stop", families[0].timestep_scale is None),
         )

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fused
-from .lifting import Lift, RareliftWarning
+from .hearing import listening
+from .lifting import ONE_CALL, Lift, RareliftWarning
 from .spans import RESOLVERS
 from .streams import Family
 from .tokens import read
@@ -51,23 +52,42 @@ class Tap:
 
 
 def _tapped(tap: Tap, *args: Any, **kwargs: Any) -> Any:
-    result = tap.inner(*args, **kwargs)
+    if not tap.lift.active:
+        return tap.inner(*args, **kwargs)
+    bound = tap.signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    # some pipelines write their templates into the list of prompts
+    arguments = {name: list(v) if isinstance(v, list) else v for name, v in bound.arguments.items()}
+    if tap.name != "encode_prompt":
+        result = tap.inner(*args, **kwargs)
+    else:
+        with listening(tap.owner, tap.lift.family.runs) as tap.lift.heard:
+            result = tap.inner(*args, **kwargs)
     if tap.lift.active:
         if not isinstance(tap.owner, nn.Module):
             tap.lift.pipe = weakref.ref(tap.owner)
-        arguments = tap.signature.bind(*args, **kwargs)
-        arguments.apply_defaults()
-        AFTER[tap.name](tap.lift, tap.owner, arguments.arguments, result)
+        AFTER[tap.name](tap.lift, tap.owner, arguments, result)
     return result
 
 
-def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result: Any) -> None:
+def _after_check(lift: Lift, _pipe: object, _arguments: Mapping[str, Any], _result: Any) -> None:
+    """A pipeline call begins, and nothing is known of its words."""
     lift.reading = lift.steps = None
+    lift.begin_call()
+
+
+def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result: Any) -> None:
+    before, heard = lift.reading if lift.steps is None else None, lift.heard
+    lift.reading = lift.steps = lift.heard = None
     lift.begin_call()
     embeds = result[0] if isinstance(result, tuple) else result
     if isinstance(embeds, (Tensor, list)) and len(embeds) and isinstance(embeds[0], Tensor):
         lift.to(embeds[0].device)
-        lift.reading = read(pipe, lift.family, arguments, embeds)
+        lift.reading = read(pipe, lift.family, arguments, embeds, heard)
+        if before is not None and "negative_prompt" not in arguments:  # encoded by a call of its own, the second
+            most = 1 if lift.family.batch in ONE_CALL and not lift.reading.guided else 2
+            branches = (*before.branches, *lift.reading.branches)[-most:]
+            lift.reading = replace(lift.reading, branches=branches)
     try:
         lift.refill(pipe)
     except Exception:
@@ -76,10 +96,10 @@ def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result
 
 
 def _after_latents(lift: Lift, pipe: object, arguments: Mapping[str, Any], _result: Any) -> None:
-    """Where the text is a list, one per prompt, it is repeated for each image of a prompt only after this."""
+    """Some pipelines repeat the text for each image of a prompt only after it was encoded."""
     lift.begin_call()
     rows = arguments.get("batch_size")
-    if lift.family.batch == "cond_uncond" and isinstance(rows, int):
+    if lift.family.batch in ("cond_uncond", "cond") and isinstance(rows, int):
         reading = lift.reading or read(pipe, lift.family, {}, [])
         lift.reading = replace(reading, rows=rows)
         lift.refill(pipe)
@@ -116,6 +136,7 @@ def _after_end(lift: Lift, pipe: object, _arguments: Mapping[str, Any], _result:
 
 
 AFTER: dict[str, Callable[[Lift, object, Mapping[str, Any], Any], None]] = {
+    "check_inputs": _after_check,
     "encode_prompt": _after_encode,
     "prepare_latents": _after_latents,
     "progress_bar": _after_progress,
@@ -240,9 +261,16 @@ def lifted_root(link: Link, *args: Any, **kwargs: Any) -> Any:
             )
         text = _argument(link, family.model_text, args, kwargs)
         lift.begin(text, _argument(link, family.model_timestep, args, kwargs))
+        if lift.add_up is not None and lift.live_words is not None:
+            raise RuntimeError(
+                f"tokens={lift.settings.tokens!r}: which words each process of context parallelism has is not known; "
+                "use tokens='valid'"
+            )
         if family.scattered is not None:
             call = {**link.config, **{name: args[i] for name, i in link.at.items() if i < len(args)}, **kwargs}
             lift.places = RESOLVERS[family.scattered](call)
+            if lift.live_words is not None:
+                lift.places = _of_words(lift.places, lift.live_words)
         elif lift.packed is not None:
             sizes = lift.packed.length or ((lift.packed.model_text, 1, 1),)
             lift.length = sum(_argument(link, name, args, kwargs).shape[dim] * times for name, dim, times in sizes)
@@ -260,7 +288,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
     stream = kwargs[name] if named else args[link.place] if link.place < len(args) else None
     if stream is None or (link.family.scattered is not None and not lift.places.shape[1]):
         return link.inner(*args, **kwargs)
-    if link.whole and lift.add_up is None:
+    if link.whole and lift.add_up is None and lift.live_words is None:
         z = stream
         lifted = new = _spread(lift, z, lift.live_scale, lift.live_share)
     else:
@@ -298,14 +326,14 @@ def _live_factors(
     The blocks of a call are mostly given one mask: what was worked out for the last one is kept, in eager code.
     """
     lift, eager = link.lift, not torch.compiler.is_compiling()
-    mask, places = _mask(link, args, kwargs), lift.places
-    given = (mask, places, lift.live_scale, lift.live_share)
+    mask, places, words = _mask(link, args, kwargs), lift.places, lift.live_words
+    given = (mask, places, words, lift.live_scale, lift.live_share)
     span = (z.shape, first, last)
     if eager and lift.kept is not None and lift.kept[0] == span and all(map(operator.is_, lift.kept[1], given)):
         found: tuple[Tensor, Tensor | None] = lift.kept[2]
         return found
     scale, share = lift.live_scale, lift.live_share
-    valid = _valid(link.family, mask, places, stream, first, last)
+    valid = _valid(link.family, mask, places, words, stream, first, last)
     if valid is None and lift.add_up is not None:
         valid = z.new_ones(1, z.shape[1], dtype=torch.bool)
     if valid is not None:
@@ -371,12 +399,16 @@ def _mask(link: Link, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return (mask or {}).get(key) if key else mask
 
 
-def _valid(family: Family, mask: Any, places: Tensor, stream: Tensor, first: int, last: int) -> Tensor | None:
+def _valid(
+    family: Family, mask: Any, places: Tensor, words: Tensor | None, stream: Tensor, first: int, last: int
+) -> Tensor | None:
     """Which tokens between `first` and `last` are text and take part, `[B, L]`; None for all."""
     total = stream.shape[family.token_dim]
     text: Tensor | None = None
     if family.scattered is not None:
-        text = F.pad(places[:, :total], (0, max(total - places.shape[1], 0)))
+        text = _fitted(places, total)
+    elif words is not None:
+        text = _fitted(words, last - first)
     if mask is None:
         return text
     mask = mask.flatten(1)
@@ -384,6 +416,18 @@ def _valid(family: Family, mask: Any, places: Tensor, stream: Tensor, first: int
         mask = mask[:, :total] if family.span == "first" else mask[:, mask.shape[1] - total :]
     valid: Tensor = mask[:, first:last] != 0
     return valid if text is None else valid & text
+
+
+def _of_words(places: Tensor, words: Tensor) -> Tensor:
+    """Of the places of text, those of words: the n-th of a sample is that of its n-th token."""
+    rows = max(len(places), len(words))
+    number = (places.cumsum(1) - 1).clamp(min=0).expand(rows, -1)
+    return places & _fitted(words, places.shape[1]).expand(rows, -1).gather(1, number)
+
+
+def _fitted(places: Tensor, length: int) -> Tensor:
+    """`[B, length]`: cut off or filled with what takes no part, as padding is."""
+    return F.pad(places[:, :length], (0, max(length - places.shape[1], 0)))
 
 
 def _argument(link: Link, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,19 +13,23 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import fused
 from .settings import Spread
 from .streams import Family
-from .tokens import Reading, token_weights, with_prompt
+from .tokens import Reading, token_weights, with_prompt, word_weights
 from .variance import factors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .hearing import Ids
+
 _EVER = (math.inf, -math.inf)
-_ONE_CALL = ("uncond_cond", "cond_uncond")
+ONE_CALL = ("uncond_cond", "cond_uncond")
+"""`Family.batch` where both branches of guidance come in one batch."""
 
 
 class RareliftWarning(UserWarning):
@@ -43,6 +47,7 @@ class Lift:
         self.active = True
         self.note = ""
         self.reading: Reading | None = None
+        self.heard: list[list[Ids]] | None = None  # by the text encoders, in the encode_prompt under way
         self.steps: tuple[float, ...] | None = None
         self.pipe: weakref.ref[Any] | None = None
         # read in traced code: plain flags and tensors
@@ -58,6 +63,8 @@ class Lift:
         self.missing: str | None = None
         self.scale = torch.ones(1, 1, 1)
         self.share: Tensor | None = None
+        self.words: Tensor | None = None  # `[rows, L]`, the tokens that hold the words, where encoders were heard
+        self.words_by: dict[str, Tensor | None] = {}  # the same by branch, None where its words are not known
         self.window = torch.tensor([math.inf, -math.inf])
         self.gated = False
         self.windowed = False  # not read in traced code, where start and stop may change without recompilation
@@ -70,6 +77,7 @@ class Lift:
         self.seen: frozenset[str] = frozenset()
         self.live_scale = self.scale
         self.live_share: Tensor | None = None
+        self.live_words: Tensor | None = None
         self.autocast = False
         self.kept: tuple[Any, ...] | None = None  # the factors of the last masked block, and what they were made of
         self.fused = False  # whether the kernels of `fused` are there for the call under way
@@ -94,20 +102,26 @@ class Lift:
         if self.bare and unknown:
             raise ValueError(f"{unknown}; give the pipeline to rarelift.apply instead of its transformer")
         if prompt and not self.family.segments:
+            why = "its text encoders have to be heard" if self.family.runs else self.family.wordless
             raise ValueError(
-                f"prompt: where the words stand in the text stream of {self.family.model} is not known; leave it out"
+                f"prompt: where the words behind prompt_embeds stand in the text stream of {self.family.model} is not "
+                f"known: {why}; leave it out, or give the pipeline the words"
             )
         if self.bare and prompt:
             raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
         rows = _alpha_rows(settings, reading, self.family)
         weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
+        words = {} if reading is None else _word_rows(settings, reading, self.family)
+        if self.branch in words and words[self.branch] is None and settings.branch != "cond":
+            raise _wordless(settings)
         window = _window(settings, self.steps)
-        self.gated = settings.branch != "both" and self.family.batch == "separate"
+        self.gated = self.family.batch == "separate" and (settings.branch != "both" or len(words) > 1)
+        self.words_by = words
         self.settings, self.prompt, self.note = settings, prompt, note
         self.carry, self.partly = settings.carry is True, not isinstance(settings.carry, bool)
         self.masked, self.missing = settings.tokens == "valid", unknown
         self.guided = reading is not None and reading.guided
-        self.uniform = len(set(rows)) == 1 and weights is None
+        self.uniform = len(set(rows)) == 1 and weights is None and not words
         device = self.traced_calls.device
         with torch.inference_mode(False):
             scale, self.share = factors(torch.tensor(rows, device=device)[:, None, None], weights, self.scale)
@@ -142,6 +156,14 @@ class Lift:
 
     def _take(self, branch: str) -> None:
         self.branch = branch
+        if self.words_by:
+            words = self.words_by.get(branch, self.words_by["cond"])
+            if words is None and self.settings.branch != "cond":
+                raise _wordless(self.settings)
+            with torch.inference_mode(False):
+                self.words = words if words is None else _filled(self.words, words.to(self.traced_calls.device))
+        else:
+            self.words = None
         taking = self.settings.branch in ("both", branch)
         if taking != self.took:
             self.took = taking
@@ -150,17 +172,19 @@ class Lift:
 
     def _tell_branch(self, text: Tensor) -> None:
         """Where the pipeline names no branch: the first text that it brings is the conditional one."""
+        asked, instead = f"branch={self.settings.branch!r}", "branch='both'"
+        if self.settings.branch == "both":
+            asked, instead = f"tokens={self.settings.tokens!r}", "tokens='valid'"
         if torch.compiler.is_compiling():
             raise RuntimeError(
-                f"branch={self.settings.branch!r}: this pipeline does not name its branches, and compiled code cannot "
-                "tell them apart; use branch='both', or do not compile the whole model"
+                f"{asked}: this pipeline does not name its branches, and compiled code cannot tell them apart; use "
+                f"{instead}, or do not compile the whole model"
             )
         known = [reference() for reference in self.branches]
         index = next((i for i, one in enumerate(known) if one is text), len(known))
         if index > 1:
             raise RuntimeError(
-                f"branch={self.settings.branch!r}: this pipeline brings a third text, so its branches cannot be told "
-                "apart; use branch='both'"
+                f"{asked}: this pipeline brings a third text, so its branches cannot be told apart; use {instead}"
             )
         if index == len(known):
             self.branches = (*self.branches, weakref.ref(text))
@@ -175,7 +199,7 @@ class Lift:
 
     def _usable(self, prompt: tuple[str, ...] | None) -> Reading | None:
         reading = self.reading
-        if reading is None or (reading.guided and self.family.batch not in _ONE_CALL):
+        if reading is None or (reading.guided and self.family.batch not in ONE_CALL):
             return None
         return with_prompt(reading, prompt, self.family) if prompt and reading.cond is None else reading
 
@@ -183,6 +207,7 @@ class Lift:
         self.scale, self.window, self.taking = self.scale.to(device), self.window.to(device), self.taking.to(device)
         self.part, self.traced_calls = self.part.to(device), self.traced_calls.to(device)
         self.share = None if self.share is None else self.share.to(device)
+        self.words = None if self.words is None else self.words.to(device)
 
     def begin(self, text: Tensor | Sequence[Any], timestep: object) -> None:
         """Set what the blocks of one call read. Traced under torch.compile; branches on shapes only.
@@ -214,6 +239,7 @@ class Lift:
                 scale = torch.where(self.taking, scale, 1.0)
         self.live_scale = scale
         self.live_share = None if self.share is None else self._rows(self.share, rows).expand(rows, -1, -1)
+        self.live_words = None if self.words is None else self._rows(self.words, rows).expand(rows, -1)
         self.autocast = torch.is_autocast_enabled(first.device.type)
         self.kept = None
         self.fused = fused.here(first)
@@ -245,17 +271,25 @@ class Lift:
         )
 
 
-def _filled(old: Tensor, new: Tensor) -> Tensor:
+def _filled(old: Tensor | None, new: Tensor) -> Tensor:
     """The new values, in the old tensor where it fits."""
-    return old.copy_(new) if old.shape == new.shape and old.device == new.device else new
+    if old is None or old.shape != new.shape or old.device != new.device:
+        return new.clone()
+    return old.copy_(new)
+
+
+def _wordless(settings: Spread) -> ValueError:
+    return ValueError(
+        f"tokens={settings.tokens!r} needs the words of the negative prompt: pass them, or use branch='cond'"
+    )
 
 
 def _refuse(settings: Spread, family: Family) -> None:
     """Raise for what is not known of a family."""
-    if not family.segments and settings.tokens not in ("all", "valid"):
+    if not family.words_known and settings.tokens not in ("all", "valid"):
         raise ValueError(
             f"tokens={settings.tokens!r}: where the words of a prompt stand in the text stream of {family.model} is "
-            "not known; use tokens='valid' or 'all'"
+            f"not known: {family.wordless}; use tokens='valid' or 'all'"
         )
     if settings.branch != "both" and family.batch == "unknown":
         raise ValueError(
@@ -297,7 +331,7 @@ def _alpha_rows(settings: Spread, reading: Reading | None, family: Family) -> li
         )
     rows = [a for a in alpha for _ in range(reading.rows // len(alpha))]
     if not reading.guided:
-        if settings.branch == "uncond" and family.batch in _ONE_CALL:
+        if settings.branch == "uncond" and family.batch in ONE_CALL:
             raise ValueError("branch='uncond' with guidance off lifts nothing; use guidance_scale > 1 or branch='both'")
         return rows
     uncond = rows if settings.branch != "cond" else [1.0] * reading.rows
@@ -332,6 +366,38 @@ def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Famil
     elif settings.branch != "cond":
         raise ValueError(f"tokens={tokens!r} needs the words of the negative prompt: pass them, or use branch='cond'")
     return torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond]), note
+
+
+def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, Tensor | None]:
+    """Which tokens hold the words, `[rows, L]`, by branch; both are under "cond" where they come in one batch.
+
+    Nothing where the settings ask for no words, or the tokenizers alone can tell. None for an unconditional branch
+    whose words were not given.
+    """
+    if settings.tokens in ("all", "valid") or not family.runs:
+        return {}
+    first, *others = reading.branches or (None,)
+    if first is None:
+        raise ValueError(
+            f"tokens={settings.tokens!r} needs the words: give the pipeline the prompt in place of prompt_embeds, or "
+            "use tokens='all'"
+        )
+    cond = word_weights(first, settings.tokens).bool()
+    cond = cond.repeat_interleave(reading.rows // len(cond), 0)
+    rows: dict[str, Tensor | None] = {"cond": cond}
+    for other in others:
+        words = None if other is None else word_weights(other, settings.tokens, must_hold=False).bool()
+        rows["uncond"] = words if words is None else words.repeat_interleave(reading.rows // len(words), 0)
+    if not reading.guided:
+        return rows
+    uncond = rows.get("uncond", torch.zeros_like(cond))
+    if uncond is None:
+        if settings.branch != "cond":
+            raise _wordless(settings)
+        uncond = torch.zeros_like(cond)
+    longest = max(cond.shape[1], uncond.shape[1])
+    cond, uncond = (F.pad(part, (0, longest - part.shape[1])) for part in (cond, uncond))
+    return {"cond": torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond])}
 
 
 def _window(settings: Spread, steps: tuple[float, ...] | None) -> tuple[float, float]:

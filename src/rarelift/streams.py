@@ -25,6 +25,29 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One run of positions of the text stream, filled by one text encoder, whose token ids are heard as it encodes."""
+
+    encoder: str = "text_encoder"
+    """Attribute of the pipeline, dotted, with the module that is given the token ids."""
+    tokenizer: str = "tokenizer"
+    """Attribute of the pipeline with what turns token ids back to text, or a processor that holds it."""
+    prompt: str = "prompt"
+    """Argument of `encode_prompt` with the words."""
+    front: int | str = 0
+    """How many first tokens do not reach the stream, or what says so: an argument of `encode_prompt`, an entry of its
+    `prompt_template`, or an attribute of the pipeline, which is a number or the text that they stand for."""
+    back: int | str = 0
+    """The same for the last tokens."""
+    trimmed: bool = False
+    """Whether padding is taken away as well, so that the first token of each sample is the first of the stream."""
+    padding: int | None = None
+    """Id of the padding; the tokenizer's when None."""
+    skipped: str | None = None
+    """Attribute of the pipeline with the id of image tokens that are no part of the text."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One list of joint blocks in one transformer class."""
 
@@ -75,11 +98,22 @@ class Family:
     timestep_zero: float = 0.0
     """The scheduler's timestep where the transformer is told 0."""
     segments: tuple[Segment, ...] = ()
-    """How the prompt becomes positions; empty when that is not known."""
+    """How the prompt becomes positions, where it can be told without running the text encoders."""
+    runs: tuple[Run, ...] = ()
+    """How it does where the text encoders have to be heard; without either, tokens cannot be chosen by words."""
+    wordless: str = "its row names no text encoders"
+    """Why there are neither."""
+    uncond_first: bool = False
+    """Whether `encode_prompt` has the negative prompts encoded before the prompts."""
     parallel: bool = False
     """Whether diffusers' context parallelism is known to give the blocks of each process their part of the text."""
     note: str = ""
     """What a user should know; shown by `rarelift.inspect`."""
+
+    @property
+    def words_known(self) -> bool:
+        """Whether the tokens that take part can be chosen by words."""
+        return bool(self.segments or self.runs)
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -661,6 +695,76 @@ _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[st
 }
 """`Family.batch` of the models above: a fact of their pipelines. Where it is not known, `branch` is refused."""
 
+_BYT5 = Run("text_encoder_2", "tokenizer_2", trimmed=True)  # of what the prompt puts in quotes
+_START = "prompt_template_encode_start_idx"
+_LLAMA = Run("text_encoder_4", "tokenizer_4", "prompt_4")
+_RUNS: dict[str, tuple[Run, ...]] = {
+    **dict.fromkeys(
+        (
+            "AuraFlowTransformer2DModel",
+            "BriaFiboTransformer2DModel",
+            "BriaTransformer2DModel",
+            "ChromaTransformer2DModel",
+            "CogVideoXTransformer3DModel",
+            "CogView3PlusTransformer2DModel",
+            "CogView4Transformer2DModel",
+            "ConsisIDTransformer3DModel",
+            "EasyAnimateTransformer3DModel",
+            "ErnieImageTransformer2DModel",
+            "Flux2Transformer2DModel",
+            "MochiTransformer3DModel",
+            "MotifVideoTransformer3DModel",
+            "PRXTransformer2DModel",
+        ),
+        (Run(),),
+    ),
+    **dict.fromkeys(("Lumina2Transformer2DModel", "ZImageTransformer2DModel"), (Run(trimmed=True),)),
+    **dict.fromkeys(
+        ("HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel"), (Run(front="crop_start"),)
+    ),
+    **dict.fromkeys(
+        ("HunyuanImageTransformer2DModel", "HunyuanVideo15Transformer3DModel"),
+        (_BYT5, Run(front=_START, trimmed=True)),
+    ),
+    "FluxTransformer2DModel": (Run("text_encoder_2", "tokenizer_2", "prompt_2"),),
+    "HiDreamImageTransformer2DModel": (Run("text_encoder_3", "tokenizer_3", "prompt_3"), _LLAMA, _LLAMA),
+    "Ideogram4Transformer2DModel": (Run("text_encoder.language_model.embed_tokens", trimmed=True, padding=0),),
+    "Krea2Transformer2DModel": (Run(front=_START),),
+    "LongCatImageTransformer2DModel": (
+        Run(front="prompt_template_encode_prefix", back="prompt_template_encode_suffix"),
+    ),
+    "NucleusMoEImageTransformer2DModel": (Run(tokenizer="processor"),),
+    "OvisImageTransformer2DModel": (Run(front="user_prompt_begin_id"),),
+    "QwenImage21Transformer2DModel": (
+        Run(tokenizer="processor", front="_drop_idx", trimmed=True, skipped="_img_token_id"),
+    ),
+    "QwenImageTransformer2DModel": (Run(front=_START, trimmed=True),),
+}
+"""`Family.runs` of the models above: a fact of the `encode_prompt` of their pipelines."""
+
+_MODULAR = "diffusers has only modular blocks for it, and no pipeline whose encode_prompt could be heard"
+_PICTURES = "its pipelines encode the prompt together with pictures, and not in encode_prompt"
+_NO_ENCODER = "its pipeline has no text encoder: the transformer itself embeds the words"
+_WORDLESS = {
+    "BriaFibo2Transformer2DModel": "a summary of the prompt in learned tokens stands there",
+    "Cosmos3OmniTransformer": _NO_ENCODER,
+    "Flux3Transformer2DModel": _MODULAR,
+    "GlmImageTransformer2DModel": "only what the prompt puts in quotes stands there, in bytes",
+    "JoyImageEditPlusTransformer3DModel": _PICTURES,
+    "JoyImageEditTransformer3DModel": _PICTURES,
+    "MiniMaxH3Transformer3DModel": _MODULAR,
+    "OmniGenTransformer2DModel": _NO_ENCODER,
+}
+"""`Family.wordless` of the others."""
+
 for _row in _ROWS:
     _batch = next((scheme for scheme, models in _BATCH.items() if _row.model in models), _row.batch)
-    register(replace(_row, batch=_batch))
+    register(
+        replace(
+            _row,
+            batch=_batch,
+            runs=_RUNS.get(_row.model, ()),
+            wordless=_WORDLESS.get(_row.model, _row.wordless),
+            uncond_first=_row.model == "PRXTransformer2DModel",
+        )
+    )

@@ -1,11 +1,13 @@
 """From the words of a prompt to the positions of the text stream that take part.
 
 The transformer never sees words, and models such as SD3 have no mask either, so this reads what one `encode_prompt`
-call was given and lays the pipeline's own tokenizers beside the segments of the text stream (`streams.Segment`).
+call was given and lays the pipeline's own tokenizers beside the segments of the text stream (`streams.Segment`), or
+takes what its text encoders were heard to read (`hearing`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import hearing
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .hearing import Branch, Ids
     from .streams import Family, Segment
 
 _FUNCTION_WORDS = """
@@ -32,7 +37,8 @@ class Reading:
 
     `cond` and `uncond` map prompt arguments ("prompt", "prompt_2", ...) to one text per prompt, None where the call
     brought embeddings without text. `rows` is the batch of one branch, prompts times images; `length` the tokens,
-    0 where the embeddings are a list; `guided`: both branches are in one batch.
+    0 where the embeddings are a list; `guided`: both branches are in one batch. `branches` is what the text encoders
+    were heard to read, see `hearing.branches`.
     """
 
     cond: Mapping[str, tuple[str, ...]] | None
@@ -41,6 +47,7 @@ class Reading:
     rows: int
     length: int
     segments: tuple[int, ...]
+    branches: tuple[Branch | None, ...] = ()
 
     @property
     def prompts(self) -> int:
@@ -48,22 +55,34 @@ class Reading:
         return len(next(iter(self.cond.values()))) if self.cond else self.rows
 
 
-def read(pipe: object, family: Family, arguments: Mapping[str, Any], embeds: Tensor | list[Tensor]) -> Reading:
-    """Read a finished `encode_prompt` call: its arguments by name, and the prompt embeddings, one row per image."""
+def read(
+    pipe: object,
+    family: Family,
+    arguments: Mapping[str, Any],
+    embeds: Tensor | list[Tensor],
+    heard: list[list[Ids]] | None = None,
+) -> Reading:
+    """Read a finished `encode_prompt` call: its arguments by name, and the prompt embeddings, one row per image.
+
+    `heard` is what `hearing.listening` noted meanwhile.
+    """
     names = _prompts(family)
     given = arguments.get("prompt_embeds") is None and arguments.get("prompt") is not None
     cond = _texts(arguments, names, "", 1) if given else None
     n = len(next(iter(cond.values()))) if cond else len(embeds)
     guided = family.batch in ("uncond_cond", "cond_uncond") and _guided(pipe, arguments)
-    uncond = _texts(arguments, names, "negative_", n) if arguments.get("negative_prompt_embeds") is None else None
+    brought = any(value is not None for name, value in arguments.items() if name.startswith("negative_prompt_embeds"))
+    uncond = None if brought else _texts(arguments, names, "negative_", n)
     sizes = tuple(_length(pipe, segment, arguments) for segment in family.segments)
     length = embeds.shape[1] if isinstance(embeds, Tensor) else 0
-    return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes)
+    said = () if not heard else hearing.branches(pipe, family, arguments, heard, (cond, uncond), length)
+    return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes, said)
 
 
 def _prompts(family: Family) -> list[str]:
-    """The arguments of `encode_prompt` that hold words."""
-    return [prompt for segment in family.segments for _, prompt in segment.tokenizers] or ["prompt"]
+    """The arguments of `encode_prompt` that hold words, the first being "prompt"."""
+    named = [prompt for segment in family.segments for _, prompt in segment.tokenizers]
+    return list(dict.fromkeys(("prompt", *named, *(run.prompt for run in family.runs))))
 
 
 def _guided(pipe: object, arguments: Mapping[str, Any]) -> bool:
@@ -122,6 +141,34 @@ def token_weights(
     if must_hold and not isinstance(tokens, str):
         _check_seen(pipe, family, texts, tokens, segments)
     return weights
+
+
+def word_weights(branch: Branch, tokens: str | tuple[str, ...], *, must_hold: bool = True) -> Tensor:
+    """Which positions hold the words, by what the text encoders read: `[prompts, L]`, float32, 0 or 1.
+
+    L is the number of text tokens of the longest prompt; behind it no text takes part.
+
+    Args:
+        branch: the prompts, as in `Reading.branches`.
+        tokens: "content" or phrases, as in `Spread.tokens`.
+        must_hold: raise when a phrase is not in a prompt; False for negative prompts.
+
+    Raises:
+        ValueError: the words cannot be placed; a phrase is not in its prompt, or lies past the tokens that reach the
+            transformer.
+    """
+    if isinstance(tokens, str):
+        return branch.weights(_content_spans)
+    parts = []
+    for phrase in tokens:
+        weights = branch.weights(functools.partial(_phrase_spans, phrases=(phrase,)))
+        for lines, found in zip(branch.prompts, weights.any(1).tolist(), strict=True):
+            if must_hold and not found:
+                prompts = [line.prompt for line in lines]
+                _check_phrases(prompts, (phrase,))
+                raise _unseen(phrase, len(lines[0].ids), prompts[0])
+        parts.append(weights)
+    return torch.stack(parts).amax(0)
 
 
 def _texts(arguments: Mapping[str, Any], names: list[str], prefix: str, n: int) -> dict[str, tuple[str, ...]]:
@@ -208,8 +255,11 @@ def _check_seen(
             for segment, size in zip(family.segments, segments, strict=True)
         ]
         for row in torch.cat(parts, dim=1).sum(1).eq(0).nonzero().flatten().tolist():
-            prompt = next(iter(texts.values()))[row]
-            raise ValueError(
-                f"the phrase {phrase!r} lies past the {max(segments)} tokens that the text encoders see of the prompt "
-                f"{prompt!r}; shorten the prompt or name an earlier phrase"
-            )
+            raise _unseen(phrase, max(segments), next(iter(texts.values()))[row])
+
+
+def _unseen(phrase: str, tokens: int, prompt: str) -> ValueError:
+    return ValueError(
+        f"the phrase {phrase!r} lies past the {tokens} tokens that the text encoders see of the prompt {prompt!r}; "
+        "shorten the prompt or name an earlier phrase"
+    )
