@@ -66,7 +66,7 @@ def test_unknown_targets() -> None:
     with pytest.raises(UnsupportedModelError, match="int: it has no `transformer`"):
         locate(3)
     unet = type("UNet2DConditionModel", (nn.Module,), {})()
-    with pytest.raises(UnsupportedModelError, match=r"denoiser is UNet2DConditionModel.*cross-attention"):
+    with pytest.raises(UnsupportedModelError, match=r"UNet2DConditionModel, which has no joint.*cross_attention=True"):
         locate(types.SimpleNamespace(unet=unet))
 
 

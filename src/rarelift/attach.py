@@ -20,6 +20,7 @@ from .hooks import (
     AFTER,
     adding_up,
     lifted_block,
+    lifted_reader,
     lifted_root,
     link_forward,
     links_of,
@@ -31,7 +32,16 @@ from .hooks import (
     untap,
 )
 from .lifting import Lift, RareliftWarning
-from .locate import Site, check_diffusers, is_compiled, locate, transformers_of, unwrap
+from .locate import (
+    DENOISERS,
+    Site,
+    UnsupportedModelError,
+    check_diffusers,
+    is_compiled,
+    locate,
+    transformers_of,
+    unwrap,
+)
 from .settings import Spread, one_of
 from .streams import FAMILIES
 
@@ -94,6 +104,7 @@ def apply(
     start: float = 0.0,
     stop: float = 1.0,
     branch: Literal["both", "cond", "uncond"] = "both",
+    cross_attention: bool = False,
     prompt: str | list[str] | None = None,
     settings: Spread | None = None,
     profile: str | Path | None = None,
@@ -104,8 +115,8 @@ def apply(
     Other pipelines that share the transformer are lifted too, without their words being seen.
 
     Args:
-        target: a diffusers pipeline, or its transformer, compiled or not.
-        alpha, carry, tokens, blocks, start, stop, branch: see `Spread`.
+        target: a diffusers pipeline, or its transformer or U-Net, compiled or not.
+        alpha, carry, tokens, blocks, start, stop, branch, cross_attention: see `Spread`.
         prompt: the text behind `prompt_embeds`, for calls that pass embeddings instead of words.
         settings: all of them in one object, in place of the single keywords; one of these beside it that differs from
             its default is an error.
@@ -116,14 +127,15 @@ def apply(
         A `Handle`, also a context manager that removes on exit.
 
     Raises:
-        UnsupportedModelError: no joint-attention block was found; nothing was changed.
+        UnsupportedModelError: no joint-attention block was found, or with cross_attention=True no other; nothing was
+            changed.
         ImportError: the installed diffusers is too old.
         ValueError, TypeError: a setting is wrong, or the target cannot honour it, or a profile is not there or for
             another model; nothing was changed.
     """
     if settings is not None and profile is not None:
         raise ValueError("give either settings=Spread(...) or profile=, not both; single keywords beside a profile win")
-    given = Spread(alpha, carry, tokens, blocks, start, stop, branch)  # type: ignore[arg-type]
+    given = Spread(alpha, carry, tokens, blocks, start, stop, branch, cross_attention)  # type: ignore[arg-type]
     if settings is not None and given not in (settings, Spread()):
         raise ValueError("give either settings=Spread(...) or single keywords, not both; see Spread.replace")
     return Handle(target, settings or given, prompt)
@@ -148,7 +160,13 @@ def inspect(target: object) -> Inspection:
     Raises:
         UnsupportedModelError: there is nothing to lift.
     """
-    sites = locate(target)
+    try:
+        sites = locate(target)
+    except UnsupportedModelError as error:
+        try:
+            sites = locate(target, cross=True)
+        except UnsupportedModelError:
+            raise error from None
     lifted = {site.name: link.lift for site in sites for link in links_of(site.module)}
     lift = next(iter(lifted.values()), None)
     left_out = [(s.name, "not in blocks") for s in sites if lifted and s.name not in lifted]
@@ -157,6 +175,7 @@ def inspect(target: object) -> Inspection:
     return Inspection(
         model=" + ".join(dict.fromkeys(type(s.root).__name__ for s in sites)),
         table=tuple(_table(taking)),
+        kind=sites[0].family.kind,
         blocks=tuple(s.name for s in taking),
         left_out=tuple(left_out),
         notes=tuple(_notes(target, sites, lift)),
@@ -180,11 +199,12 @@ def _controlnets(target: object) -> Iterator[tuple[str, str]]:
 class Inspection:
     """What is or would be lifted.
 
-    `table` has one row per list of blocks, (blocks, class, layout, text, mask); `settings` is None while nothing is
-    lifted; `left_out` pairs names with reasons.
+    `table` has one row per list of blocks, (blocks, class, layout, text, mask); `kind` is "joint" or "cross-attention";
+    `settings` is None while nothing is lifted; `left_out` pairs names with reasons.
     """
 
     model: str
+    kind: str
     table: tuple[tuple[str, str, str, str, str], ...]
     blocks: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
@@ -195,7 +215,7 @@ class Inspection:
         rows = [("blocks", "class", "layout", "text", "mask"), *self.table]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            f"{self.model}: {len(self.blocks)} joint blocks {'lifted' if self.settings else 'to lift'}",
+            f"{self.model}: {len(self.blocks)} {self.kind} blocks {'lifted' if self.settings else 'to lift'}",
             *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
             *(f"  left out: {name} ({why})" for name, why in self.left_out),
             *(f"  note: {note}" for note in self.notes),
@@ -229,7 +249,7 @@ class Handle:
 
     def __init__(self, target: object, settings: Spread, prompt: str | list[str] | None = None) -> None:
         check_diffusers()
-        sites = locate(target)
+        sites = locate(target, cross=settings.cross_attention)
         self._target = target
         self._all = sites
         families = tuple(dict.fromkeys(site.family for site in sites))
@@ -301,6 +321,8 @@ class Handle:
             one_of("setting", name, [f.name for f in fields(Spread)] + ["prompt"])
         prompt = _as_prompts(changes.pop("prompt")) if "prompt" in changes else self._lift.prompt
         settings = self.settings.replace(**changes)
+        if settings.cross_attention != self.settings.cross_attention:
+            raise ValueError("cross_attention says which model is lifted; call rarelift.apply again to change it")
         sites = _chosen(self._all, settings.blocks)
         self._lift.refill(self._pipe(), settings=settings, prompt=prompt)
         if sites != self.sites:
@@ -322,7 +344,8 @@ class Handle:
             for root in dict.fromkeys(s.root for s in self.sites):
                 link_forward(root, lifted_root, self._lift)
             for site in self.sites:
-                link_forward(site.module, lifted_block, self._lift, site.family)
+                function = lifted_reader if site.family.cross else lifted_block
+                link_forward(site.module, function, self._lift, site.family)
             if not self._lift.bare:
                 self._lift.pipe = weakref.ref(self._target)
                 for owner in (self._target, *dict.fromkeys(s.root for s in self.sites)):
@@ -350,20 +373,22 @@ def _as_prompts(prompt: str | list[str] | None) -> tuple[str, ...] | None:
 def _chosen(sites: tuple[Site, ...], blocks: tuple[int, ...] | None) -> tuple[Site, ...]:
     if blocks is None:
         return sites
-    count = 1 + max(s.index for s in sites)
+    count, kind = 1 + max(s.index for s in sites), sites[0].family.kind
     for b in blocks:
         if not -count <= b < count:
             raise ValueError(
-                f"blocks holds {b}, but there are {count} joint blocks: 0 to {count - 1} or -{count} to -1"
+                f"blocks holds {b}, but there are {count} {kind} blocks: 0 to {count - 1} or -{count} to -1"
             )
     wanted = {b % count for b in blocks}
     return tuple(s for s in sites if s.index in wanted)
 
 
 def _notes(target: object, sites: tuple[Site, ...], lift: Lift | None) -> Iterator[str]:
+    if sites[0].family.cross:
+        yield "experimental: lifted with cross_attention=True only; the blocks read one text, and none changes it"
     yield from dict.fromkeys(s.family.note for s in sites if s.family.note)
     families = tuple(dict.fromkeys(s.family for s in sites))
-    if not families[0].segments:
+    if not families[0].segments or families[0].mask:
         if any(f.mask for f in families):
             yield "tokens='valid' follows the mask that the blocks are given; without one every token takes part"
         else:
@@ -385,7 +410,7 @@ def _notes(target: object, sites: tuple[Site, ...], lift: Lift | None) -> Iterat
     ]
     if refused:
         yield f"not known for this model, and refused: {', '.join(refused)}"
-    held = (*(getattr(target, n, None) for n in ("transformer", "transformer_2")), target, *(s.module for s in sites))
+    held = (*(getattr(target, n, None) for n in DENOISERS), target, *(s.module for s in sites))
     if any(isinstance(m, nn.Module) and is_compiled(m) for m in held):
         yield "compiled: applying and removing costs one recompilation"
     if lift and lift.note:

@@ -240,7 +240,7 @@ def adding_up(root: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | N
 
 def refuse_cached_text(root: nn.Module, family: Family) -> None:
     """Raise where diffusers' TextKVCache makes the keys of the text before any block of ours runs."""
-    if family.returns is not None or family.layout != "dual":
+    if not family.cross and (family.returns is not None or family.layout != "dual"):
         return  # that cache is for models whose text is not updated
     if "text_kv_cache_transformer" in getattr(getattr(root, "_diffusers_hook", None), "hooks", ()):
         raise ValueError(
@@ -316,6 +316,38 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         back = _take_off(lift, text, z, lifted)
         back = after if back is text else _paste(after, back, link.family, first, last)  # in place: it is there
     return back if place is None else (*output[:place], back, *output[place + 1 :])
+
+
+def lifted_reader(link: Link, *args: Any, **kwargs: Any) -> Any:
+    """A block that cross-attends to the text and hands none on: the argument is all that changes.
+
+    An IP-Adapter's image tokens come beside the text, in a tuple; videos may have the text once for each frame.
+    """
+    lift, name = link.lift, link.text
+    if not lift.active:
+        return link.inner(*args, **kwargs)
+    named = name in kwargs
+    given = kwargs[name] if named else args[link.place] if link.place < len(args) else None
+    if given is None:
+        return link.inner(*args, **kwargs)
+    stream, *beside = given if isinstance(given, tuple) else (given,)
+    first, last = _text_span(lift, link.family, stream)
+    z = _cut(stream, link.family, first, last)
+    scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
+    scale, share = _for_each_frame(scale, len(z)), None if share is None else _for_each_frame(share, len(z))
+    text = _paste(stream, _spread(lift, z, scale, share), link.family, first, last)
+    lift.count()
+    new = (text, *beside) if beside else text
+    if named:
+        kwargs[name] = new
+    else:
+        args = (*args[: link.place], new, *args[link.place + 1 :])
+    return link.inner(*args, **kwargs)
+
+
+def _for_each_frame(rows: Tensor, count: int) -> Tensor:
+    """A row for each of `count` texts, where a text is repeated for the frames of its video."""
+    return rows if len(rows) in (1, count) else rows.repeat_interleave(count // len(rows), 0)
 
 
 def _live_factors(
@@ -414,7 +446,8 @@ def _valid(
     mask = mask.flatten(1)
     if family.layout == "dual":  # a mask over both streams, or over this one alone
         mask = mask[:, :total] if family.span == "first" else mask[:, mask.shape[1] - total :]
-    valid: Tensor = mask[:, first:last] != 0
+    mask = mask[:, first:last]
+    valid: Tensor = mask == 0 if family.additive else mask != 0
     return valid if text is None else valid & text
 
 
@@ -487,7 +520,7 @@ def links_of(module: nn.Module) -> list[Link]:
 def _linked(module: nn.Module) -> list[tuple[dict[str, Any], str, functools.partial[Any]]]:
     slots = (*_slots(module), (vars(module), _CACHE_DIT))
     found = ((holder, key, holder.get(key)) for holder, key in slots)
-    ours = (lifted_root, lifted_block)
+    ours = (lifted_root, lifted_block, lifted_reader)
     return [(h, k, v) for h, k, v in found if isinstance(v, functools.partial) and v.func in ours]
 
 

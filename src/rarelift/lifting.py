@@ -226,7 +226,10 @@ class Lift:
         scale = self._rows(self.scale, rows)
         told = timestep if isinstance(timestep, Tensor) and timestep.numel() else None
         if told is not None and (torch.compiler.is_compiling() or self.windowed):
-            t = told.detach().to(self.window).reshape(-1, 1, 1)[:rows]  # a token each, where there is one sample
+            t = told.detach().to(self.window)
+            if t.ndim > 1:  # one for each token or frame of a sample, those of a picture that is given at 0
+                t = t.flatten(1).amax(1)
+            t = t.reshape(-1, 1, 1)[:rows]  # a token each, where there is one sample
             if self.family.timestep_scale is not None:
                 t = t * self.family.timestep_scale + self.family.timestep_zero
             scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
@@ -342,7 +345,7 @@ def _alpha_rows(settings: Spread, reading: Reading | None, family: Family) -> li
 def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Family) -> tuple[Tensor | None, str]:
     """Token weights for each row of the batch, and what could not be told."""
     tokens = settings.tokens
-    if tokens == "all" or not family.segments:
+    if tokens == "all" or not family.segments or (tokens == "valid" and family.mask):
         return None, ""
     if reading.cond is None:
         if tokens == "valid":

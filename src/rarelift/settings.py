@@ -40,6 +40,8 @@ class Spread:
             start <= i / n < stop.
         stop: see start.
         branch: which half of classifier-free guidance is lifted.
+        cross_attention: lift what blocks that cross-attend to the text read of it, in place of joint blocks;
+            experimental. The text goes through such a model unchanged, so there is nothing to carry.
 
     Raises:
         ValueError, TypeError: a value is not accepted; the message says what is.
@@ -52,6 +54,7 @@ class Spread:
     start: float = 0.0
     stop: float = 1.0
     branch: str = "both"
+    cross_attention: bool = False
 
     def __post_init__(self) -> None:
         for field, value in (
@@ -64,6 +67,13 @@ class Spread:
             ("branch", one_of("branch", self.branch, BRANCHES)),
         ):
             object.__setattr__(self, field, value)
+        if not isinstance(self.cross_attention, bool):
+            raise TypeError(f"cross_attention must be True or False, got {self.cross_attention!r}")
+        if self.cross_attention and self.carry:
+            raise ValueError(
+                f"carry={self.carry} with cross_attention=True: every block reads the same text and hands none on, so "
+                "there is nothing to carry; leave carry out"
+            )
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(
                 f"start and stop are shares of the steps with 0 <= start < stop <= 1, got start={self.start}, "

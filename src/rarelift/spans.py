@@ -118,6 +118,11 @@ def behind_images(call: Call) -> Tensor:
     return (places < first) | (places >= first + image.shape[1])
 
 
+def unpadded(call: Call) -> Tensor:
+    """Hunyuan-DiT: the words of CLIP and T5, one after the other; padding becomes a learned token before the blocks."""
+    return torch.cat([call["text_embedding_mask"].bool(), call["text_embedding_mask_t5"].bool()], 1)
+
+
 def _filled(tokens: int) -> int:
     return tokens + -tokens % _MULTIPLE
 
@@ -129,6 +134,7 @@ def _device(value: Any) -> torch.device:
 
 
 RESOLVERS: dict[str, Callable[[Call], Tensor]] = {
-    f.__name__: f for f in (in_front, indicated, tagged, z_image, interleaved, before_time, gist, behind_images)
+    f.__name__: f
+    for f in (in_front, indicated, tagged, z_image, interleaved, before_time, gist, behind_images, unpadded)
 }
 """What `streams.Family.scattered` may name."""

@@ -15,13 +15,14 @@ class Segment:
     """One run of positions of the text stream, as the pipeline's `encode_prompt` lays it out.
 
     `tokenizers` holds (tokenizer attribute, prompt argument) pairs that share the positions, their states being
-    concatenated on channels; `encoder` is the pipeline attribute without which the segment is zeros; `length` names
-    the `encode_prompt` argument or pipeline attribute that says how many positions the segment has.
+    concatenated on channels, as far as the pipeline has these tokenizers; `encoder` is the pipeline attribute without
+    which the segment is zeros, empty where it is never left out; `length` names the `encode_prompt` argument or
+    pipeline attribute that says how many positions the segment has, empty where it is all of the text stream.
     """
 
     tokenizers: tuple[tuple[str, str], ...]
-    encoder: str
-    length: str
+    encoder: str = ""
+    length: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Family:
-    """One list of joint blocks in one transformer class."""
+    """One list of joint blocks, or with `cross` of blocks that cross-attend, in one transformer class."""
 
     model: str
     """Class name of the transformer."""
     blocks: str
-    """Attribute that holds the ModuleList."""
+    """Attribute that holds the ModuleList. A dot leads on, and a star stands for each of a list; those without such an
+    attribute are passed over."""
     block: str | tuple[str, ...]
     """Class name of its blocks, or the names that may stand there."""
     layout: Literal["dual", "packed"]
@@ -74,6 +76,11 @@ class Family:
     mask: str | None = None
     """Block argument with the mask of valid tokens, true or not 0 where valid: `[B, L]`, or `[B, S]` or `[B, 1, 1, S]`
     over text and image; a dot leads into a dict. None when the model attends to padding."""
+    additive: bool = False
+    """Whether that mask is added to the logits: 0 where valid, far below elsewhere."""
+    cross: bool = False
+    """Whether the blocks cross-attend to the text and hand none on. Lifted on request only; `layout` and `span` then
+    speak of the argument `text`, which may hold image tokens too."""
     registers: int = 0
     """Learned tokens in front of the text that no prompt has made."""
     leading: str | None = None
@@ -119,16 +126,24 @@ class Family:
     def block_names(self) -> tuple[str, ...]:
         return (self.block,) if isinstance(self.block, str) else self.block
 
+    @property
+    def kind(self) -> str:
+        """What the blocks do, for messages."""
+        return "cross-attention" if self.cross else "joint"
+
 
 FAMILIES: dict[str, tuple[Family, ...]] = {}
 """Model class name to its lists of joint blocks."""
+CROSS_FAMILIES: dict[str, tuple[Family, ...]] = {}
+"""Model class name to its lists of blocks that cross-attend to the text."""
 
 
 def register(family: Family) -> None:
-    """Make a list of joint blocks known; a row for the same model and list is replaced.
+    """Make a list of blocks known; a row for the same model and list is replaced.
 
     Raises:
-        ValueError: a value of the row is not one that is known, or the row is for a model known not to be joint.
+        ValueError: a value of the row is not one that is known, or the row is for a model known not to be joint, or
+            with `cross` for one known to be.
     """
     for name, value, accepted in (
         ("layout", family.layout, ("dual", "packed")),
@@ -138,14 +153,17 @@ def register(family: Family) -> None:
     ):
         if value not in accepted:
             raise ValueError(f"{family.model}.{family.blocks}: {name} must be one of {accepted}, got {value!r}")
-    if family.segments and (family.registers or family.leading or family.mask):
+    if family.segments and (family.registers or family.leading or (family.mask and not family.cross)):
         raise ValueError(
             f"{family.model}.{family.blocks}: segments count from the first token of a stream without mask"
         )
-    if family.model in CROSS_ATTENTION:
+    if family.model in CROSS_ATTENTION and not family.cross:
         raise ValueError(f"{family.model} has no joint attention: {CROSS_ATTENTION[family.model]}")
-    others = tuple(f for f in FAMILIES.get(family.model, ()) if f.blocks != family.blocks)
-    FAMILIES[family.model] = (*others, family)
+    if family.model in FAMILIES and family.cross:
+        raise ValueError(f"{family.model} has joint attention; leave out cross=True")
+    known = CROSS_FAMILIES if family.cross else FAMILIES
+    others = tuple(f for f in known.get(family.model, ()) if f.blocks != family.blocks)
+    known[family.model] = (*others, family)
 
 
 _CROSS = "text enters through cross-attention, and its tokens are never updated beside the image's"
@@ -193,7 +211,8 @@ CROSS_ATTENTION: dict[str, str] = dict.fromkeys(
     "PriorTransformer": "its sequence holds text and an image embedding, not image tokens",
     "UNet2DModel": "it takes no text",
 }
-"""Models known not to do joint attention, with the reason, for errors that explain."""
+"""Models known not to do joint attention, with the reason, for errors that explain. Those that are in `CROSS_FAMILIES`
+are lifted on request."""
 
 _IMAGE_TOKENS = (
     "the text stream of its {} variants holds image tokens that cannot be told from the words; they take part"
@@ -654,8 +673,92 @@ _ROWS = (
     ),
 )
 
+_POOLED = "the pooled text embedding also carries the caption, and is not touched"
+_WORDS = (Segment((("tokenizer", "prompt"),)),)
+
+_CROSS_ROWS = (
+    *(
+        Family(
+            model="UNet2DConditionModel",
+            blocks=f"{part}.attentions.*.transformer_blocks",
+            block="BasicTransformerBlock",
+            layout="dual",
+            text="encoder_hidden_states",
+            cross=True,
+            segments=(Segment((("tokenizer", "prompt"), ("tokenizer_2", "prompt_2"))),),
+            note="padding is attended to; in Stable Diffusion XL " + _POOLED,
+        )
+        for part in ("down_blocks.*", "mid_block", "up_blocks.*")
+    ),
+    *(
+        Family(
+            model=model,
+            blocks="transformer_blocks",
+            block=block,
+            layout="dual",
+            text="encoder_hidden_states",
+            cross=True,
+            mask="encoder_attention_mask",
+            additive=True,
+            timestep_scale=scale,
+            segments=segments,
+        )
+        for model, block, scale, segments in (
+            ("AllegroTransformer3DModel", "AllegroTransformerBlock", 1.0, ()),
+            ("LTXVideoTransformer3DModel", "LTXVideoTransformerBlock", 1.0, _WORDS),
+            ("LatteTransformer3DModel", "BasicTransformerBlock", 1.0, ()),
+            ("PixArtTransformer2DModel", "BasicTransformerBlock", 1.0, ()),
+            ("SanaTransformer2DModel", "SanaTransformerBlock", None, ()),  # a scale of the config's own
+            ("SanaVideoTransformer3DModel", "SanaVideoTransformerBlock", 1.0, ()),
+        )
+    ),
+    Family(
+        model="HunyuanDiT2DModel",
+        blocks="blocks",
+        block="HunyuanDiTBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        cross=True,
+        scattered="unpadded",
+        note=_POOLED,
+    ),
+    Family(
+        model="LuminaNextDiT2DModel",
+        blocks="layers",
+        block="LuminaNextDiTBlock",
+        layout="dual",
+        text="encoder_hidden_states",
+        cross=True,
+        mask="encoder_mask",
+        timestep_scale=-_PER_MILLE,
+        timestep_zero=_PER_MILLE,
+        note=_POOLED,
+    ),
+    *(
+        Family(
+            model=model,
+            blocks=blocks,
+            block=block,
+            layout="packed",  # image tokens stand before the text in its variants that read a picture
+            text="encoder_hidden_states",
+            span="last",
+            cross=True,
+            timestep_scale=scale,
+        )
+        for model, blocks, block, scale in (
+            ("ChronoEditTransformer3DModel", "blocks", "WanTransformerBlock", 1.0),
+            # with diffusion forcing each frame has a step of its own
+            ("SkyReelsV2Transformer3DModel", "blocks", "SkyReelsV2TransformerBlock", None),
+            ("WanTransformer3DModel", "blocks", "WanTransformerBlock", 1.0),
+            ("WanVACETransformer3DModel", "vace_blocks", "WanVACETransformerBlock", 1.0),
+            ("WanVACETransformer3DModel", "blocks", "WanTransformerBlock", 1.0),
+        )
+    ),
+)
+
 _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[str, ...]] = {
     "uncond_cond": (
+        "AllegroTransformer3DModel",
         "AuraFlowTransformer2DModel",
         "BriaFiboTransformer2DModel",
         "BriaTransformer2DModel",
@@ -665,13 +768,21 @@ _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[st
         "EasyAnimateTransformer3DModel",
         "ErnieImageTransformer2DModel",
         "HiDreamImageTransformer2DModel",
+        "HunyuanDiT2DModel",
+        "LTXVideoTransformer3DModel",
+        "LatteTransformer3DModel",
         "MochiTransformer3DModel",
         "PRXTransformer2DModel",
+        "PixArtTransformer2DModel",
         "SD3Transformer2DModel",
+        "SanaTransformer2DModel",
+        "SanaVideoTransformer3DModel",
+        "UNet2DConditionModel",
     ),
-    "cond_uncond": ("ZImageTransformer2DModel",),
+    "cond_uncond": ("LuminaNextDiT2DModel", "ZImageTransformer2DModel"),
     "separate": (
         "ChromaTransformer2DModel",
+        "ChronoEditTransformer3DModel",
         "CogView4Transformer2DModel",
         "Cosmos3OmniTransformer",
         "Flux2Transformer2DModel",
@@ -690,6 +801,9 @@ _BATCH: dict[Literal["uncond_cond", "cond_uncond", "separate", "cond"], tuple[st
         "OvisImageTransformer2DModel",
         "QwenImage21Transformer2DModel",
         "QwenImageTransformer2DModel",
+        "SkyReelsV2Transformer3DModel",
+        "WanTransformer3DModel",
+        "WanVACETransformer3DModel",
     ),
     "cond": ("Ideogram4Transformer2DModel",),  # its unconditional half is another model
 }
@@ -757,7 +871,7 @@ _WORDLESS = {
 }
 """`Family.wordless` of the others."""
 
-for _row in _ROWS:
+for _row in (*_ROWS, *_CROSS_ROWS):
     _batch = next((scheme for scheme, models in _BATCH.items() if _row.model in models), _row.batch)
     register(
         replace(

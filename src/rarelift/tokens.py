@@ -73,8 +73,8 @@ def read(
     guided = family.batch in ("uncond_cond", "cond_uncond") and _guided(pipe, arguments)
     brought = any(value is not None for name, value in arguments.items() if name.startswith("negative_prompt_embeds"))
     uncond = None if brought else _texts(arguments, names, "negative_", n)
-    sizes = tuple(_length(pipe, segment, arguments) for segment in family.segments)
     length = embeds.shape[1] if isinstance(embeds, Tensor) else 0
+    sizes = tuple(_length(pipe, s, arguments) if s.length else length for s in family.segments)
     said = () if not heard else hearing.branches(pipe, family, arguments, heard, (cond, uncond), length)
     return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes, said)
 
@@ -192,9 +192,13 @@ def _segment_weights(
 ) -> Tensor:
     number = len(next(iter(texts.values())))
     weights = torch.zeros(number, size)
-    if getattr(pipe, segment.encoder, None) is None:  # the pipeline fills this segment with zeros
+    if segment.encoder and getattr(pipe, segment.encoder, None) is None:  # the pipeline fills this segment with zeros
         return weights
-    for attribute, prompt in segment.tokenizers:
+    held = [names for names in segment.tokenizers if getattr(pipe, names[0], None) is not None]
+    if not held:
+        sought = " or ".join(attribute for attribute, _ in segment.tokenizers)
+        raise ValueError(f"{type(pipe).__name__} has no {sought}, so words cannot be placed; use tokens='all'")
+    for attribute, prompt in held:
         marks = _marks(getattr(pipe, attribute), attribute, texts[prompt], size, tokens)
         weights = torch.maximum(weights, torch.tensor(marks, dtype=torch.float32))
     return weights
