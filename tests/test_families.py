@@ -112,7 +112,7 @@ def test_the_span_is_where_the_prompt_moves(name: str) -> None:
         stream = kwargs[family.text] if family.text in kwargs else args[link.at[family.text]]
         start, stop = _text_span(link.lift, family, stream)
         mask = _mask(link, args, kwargs)
-        seen.append((stream, start, stop, _valid(family, mask, link.lift.places, stream, start, stop)))
+        seen.append((stream, start, stop, _valid(family, mask, link.lift.places, None, stream, start, stop)))
         return inner(*args, **kwargs)
 
     link.inner = spy
@@ -156,7 +156,7 @@ def test_every_block_computes_what_the_formula_says(name: str, carry: bool | flo
         before = kwargs[family.text] if family.text in kwargs else args[at]
         after = inner_kwargs[family.text] if family.text in inner_kwargs else inner_args[at]
         start, stop = _text_span(link.lift, family, before)
-        valid = _valid(family, _mask(link, args, kwargs), link.lift.places, before, start, stop)
+        valid = _valid(family, _mask(link, args, kwargs), link.lift.places, None, before, start, stop)
         dim = family.token_dim
         z, new = (batch_first(stream, dim)[:, start:stop].double() for stream in (before, after))
         w = torch.ones(z.shape[:2]) if valid is None else valid.double()
@@ -348,7 +348,7 @@ def test_what_is_not_known_of_a_family_is_refused() -> None:
     model = FAMILIES["Flux3"].make()
     for settings, message in (
         ({"tokens": ("lion",)}, "where the words of a prompt stand.*Flux3Transformer2DModel"),
-        ({"prompt": "a lion"}, "prompt: where the words stand.*is not known"),
+        ({"prompt": "a lion"}, "prompt: where the words behind prompt_embeds stand.*is not known"),
         ({"branch": "cond"}, "branches of guidance cannot be told apart"),
         ({"stop": 0.5}, "how Flux3Transformer2DModel is told the timestep"),
     ):
