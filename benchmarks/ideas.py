@@ -29,7 +29,7 @@ from measure import NOT_RUN, RESULTS, Artist, Bench, Cell, Drawing, clusters, li
 from rarelift import pipelines
 from rarelift.bench import stats
 from rarelift.menagerie.suite import MenageriePrompt, Suite
-from rarelift.menagerie.world import ATTRIBUTES, VALUES
+from rarelift.menagerie.world import ATTRIBUTES, PHRASINGS, VALUES, caption
 from rarelift.tokens import FUNCTION_WORDS, token_weights
 from rarelift.variance import spread
 
@@ -296,8 +296,37 @@ def schedule(batch: Batch, early: float, stop: float) -> Predict:
     return within(first.guided(batch.cond, batch.empty), untouched(batch), 0, stop)
 
 
+def paraphrased(batch: Batch, how: str, alpha: float = 1.0, early: float | None = None) -> Predict:
+    """The prompt in all four phrasings of the world, that it was asked in among them.
+
+    Args:
+        how: "turns": each step reads the next phrasing, which costs no pass; "mean": the mean prediction of all;
+            "pooled": the mean of their pooled embeddings, beside the tokens of the prompt as it was asked.
+        alpha: the tokens of each spread once, as in `encoder_spread`.
+        early: guidance_scale in the first fifth of the steps, as in `schedule`.
+    """
+    texts = [batch.encoded(lambda p, _, k=k: caption(p.thing, k).split()) for k in range(PHRASINGS)]  # type: ignore[misc]
+    if alpha != 1:
+        texts = [Text(spread(text.tokens, alpha), text.pooled) for text in texts]
+    mean = torch.stack([text.pooled for text in texts]).mean(0)
+    step = 0
+
+    def predict(latents: Tensor, timestep: Tensor, share: float) -> Tensor:
+        nonlocal step
+        if how == "turns":
+            read, step = [texts[step % PHRASINGS]], step + 1
+        else:
+            read = texts if how == "mean" else [Text(batch.cond.tokens, mean)]
+        wrong, *right = batch.studio.predict(latents, timestep, batch.empty, *read)
+        guidance = early if early is not None and share < 0.2 else batch.guidance
+        return wrong + guidance * (torch.stack(right).mean(0) - wrong)
+
+    return predict
+
+
 IDEAS: dict[str, Callable[..., Predict]] = {
-    f.__name__: f for f in (contrast, weak, weak_each, compressed, third, every, pooled, encoder_spread, schedule)
+    f.__name__: f
+    for f in (contrast, weak, weak_each, compressed, third, every, pooled, encoder_spread, schedule, paraphrased)
 }
 
 SEARCH: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -329,6 +358,11 @@ SEARCH: tuple[tuple[str, dict[str, Any]], ...] = (
     ("schedule", {"early": 8.0, "stop": 0.2}),
     ("schedule", {"early": 5.0, "stop": 0.4}),
     ("schedule", {"early": 1.0, "stop": 0.2}),
+    ("paraphrased", {"how": "turns"}),
+    ("paraphrased", {"how": "mean"}),
+    ("paraphrased", {"how": "pooled"}),
+    ("paraphrased", {"how": "turns", "alpha": 1.2}),
+    ("paraphrased", {"how": "turns", "early": 8.0}),
 )
 """What is tried, on the tuning prompts alone."""
 
@@ -415,10 +449,12 @@ def written(bench: Bench) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["tune", "report", "table"])
+    parser.add_argument("--only", choices=IDEAS, help="draw the settings of one idea, for tune")
     args = parser.parse_args()
     bench = Drawer(RESULTS / "ideas.jsonl", Drawing(rows=64))
     if args.what == "tune":
-        bench.run(tuning(suite, idea) for idea in SETTINGS for suite in SUITES)
+        wanted = [i for i in SETTINGS if i is None or args.only in (None, dict(i)["idea"])]
+        bench.run(tuning(suite, idea) for idea in wanted for suite in SUITES)
     elif args.what == "report":
         bench.run(reporting(suite, idea) for idea in [None, *chosen(bench)] for suite in SUITES)
     written(bench)

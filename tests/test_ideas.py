@@ -80,3 +80,13 @@ def test_words_are_taken_out_where_they_stand(batch: ideas.Batch) -> None:
     ]
     assert first.thing.animal not in batch.studio.nearest[first.thing.animal]
     assert len(batch.studio.nearest[first.thing.animal]) == 15
+
+
+def test_phrasings_take_turns_and_mean_the_same_when_they_are_the_same(
+    batch: ideas.Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ideas, "caption", lambda thing, _: next(p.text for p in batch.prompts if p.thing == thing))
+    plain = drawn(batch, ideas.untouched(batch))
+    for how in ("turns", "mean", "pooled"):
+        for ours, image in zip(drawn(batch, ideas.paraphrased(batch, how)), plain, strict=True):
+            np.testing.assert_allclose(ours.astype(int), image.astype(int), atol=2)
