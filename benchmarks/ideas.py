@@ -63,7 +63,8 @@ class Studio:
     """A pipeline taken apart: texts in, pictures out."""
 
     def __init__(self, model: pipelines.Model) -> None:
-        self.pipe, self.length = model.pipe, model.defaults["max_sequence_length"]
+        self.pipe, self.defaults = model.pipe, model.defaults
+        self.length: int = model.defaults["max_sequence_length"]
 
     def encode(self, texts: Sequence[str]) -> Text:
         found = self.pipe.encode_prompt(
