@@ -3,10 +3,11 @@
     python benchmarks/choosing.py           draw, choose, and write docs/beyond.md
     python benchmarks/choosing.py --table   from benchmarks/results/choosing.jsonl, nothing is drawn
 
-Five candidates for each of 256 rare and 256 common reporting prompts at guidance 3: five seeds untouched, or one seed
+Five candidates for each of 128 rare and 128 common reporting prompts at guidance 3: five seeds untouched, or one seed
 at five alphas. Each is scored by the model as a classifier (Li et al. 2023, arXiv 2303.16203): noise is added to the
 picture, and the score is how much worse the best of the other animals' prompts predicts it than the prompt itself does.
-The list of animals is the world's own, so this is an upper bound. Costs five pictures and, for the score, as much again.
+The list of animals is the world's own, so this is an upper bound. It costs five pictures and, for the score, as much
+again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rarelift.menagerie.world import VALUES
 
 FILE = RESULTS / "choosing.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "beyond.md"
-GUIDANCE, PROMPTS, ROWS = 3.0, 256, 32
+GUIDANCE, PROMPTS, ROWS = 3.0, 128, 32
 SUITES: tuple[Suite, ...] = ("rare", "common")
 LEVELS = (600.0, 750.0)
 """Timesteps at which a picture is scored; on 64 tuning prompts a scratch run found no better ones from 400 to 930."""
