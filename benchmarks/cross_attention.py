@@ -2,7 +2,7 @@
 
     python benchmarks/cross_attention.py train runs/cross     train its U-Net; the same again goes on
     python benchmarks/cross_attention.py report runs/cross    draw the reporting prompts, guidance swept
-    python benchmarks/cross_attention.py table                docs/parts/cross.md from the records alone
+    python benchmarks/cross_attention.py table                docs/cross-attention.md from the records alone
 
 The bundled model's autoencoder and its two text encoders are taken as they are, frozen, so that the way in which the
 text reaches the picture is what differs: each block reads the same text, and none changes it. `train` ends with the
@@ -34,7 +34,7 @@ from rarelift.bench.runs import UNTOUCHED
 from rarelift.bench.stats import Estimate
 from rarelift.menagerie import PIPELINE, train, world
 
-PAGE = Path(__file__).parents[1] / "docs" / "parts" / "cross.md"
+PAGE = Path(__file__).parents[1] / "docs" / "cross-attention.md"
 FILE = RESULTS / "cross.jsonl"
 SUITES = {"rare": "menagerie-rare", "common": "menagerie-common"}
 GUIDANCES = (1.0, 2.0, 3.0, 5.0)
