@@ -14,8 +14,11 @@ what an idea gains here is the most that it could gain with a perfect way of fin
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -27,11 +30,14 @@ from torch.nn.functional import normalize
 
 from measure import NOT_RUN, RESULTS, Artist, Bench, Cell, Drawing, clusters, lift, pictures_of, table, write_section
 from rarelift import pipelines
+from rarelift.anatomy import captured, concentration
 from rarelift.bench import stats
+from rarelift.locate import locate
 from rarelift.menagerie.suite import MenageriePrompt, Suite
-from rarelift.menagerie.world import ATTRIBUTES, PHRASINGS, VALUES, caption
+from rarelift.menagerie.world import ATTRIBUTES, PHRASINGS, VALUES, Thing, caption
+from rarelift.rivals.access import Attend, Forward, Joint, around, attention
 from rarelift.tokens import FUNCTION_WORDS, token_weights
-from rarelift.variance import spread
+from rarelift.variance import spread, take_off
 
 PAGE = Path(__file__).parents[1] / "docs" / "beyond.md"
 STEPS = 16
@@ -325,10 +331,182 @@ def paraphrased(batch: Batch, how: str, alpha: float = 1.0, early: float | None 
     return predict
 
 
-IDEAS: dict[str, Callable[..., Predict]] = {
-    f.__name__: f
-    for f in (contrast, weak, weak_each, compressed, third, every, pooled, encoder_spread, schedule, paraphrased)
-}
+def attended(batch: Batch, beta: float, tokens: str = "word") -> Predict:
+    """log(beta) more on the logits from image to the word's tokens, or to all content words', in the prompted half."""
+    bias = torch.log(torch.tensor(beta)) * batch.weights(None if tokens == "word" else tokens)
+
+    def attend(
+        inner: Attend, joint: Joint, query: Tensor, key: Tensor, value: Tensor, further: dict[str, Any]
+    ) -> Tensor:
+        more = torch.zeros(len(query), 1, 1, key.shape[2], dtype=query.dtype)
+        more[: len(bias), 0, 0, joint.text] = bias.to(query)
+        image = inner(query[:, :, joint.image], key, value, {**further, "attn_mask": more})
+        text = inner(query[:, :, joint.text], key, value, further)
+        return torch.cat([image, text] if joint.image.start == 0 else [text, image], 2)
+
+    def predict(latents: Tensor, timestep: Tensor, share: float) -> Tensor:
+        with attention(batch.studio.pipe, "attended", attend):
+            return untouched(batch)(latents, timestep, share)
+
+    return predict
+
+
+def undrifted(batch: Batch, k: float, first: int, tokens: str = "word") -> Predict:
+    """k times what the word's tokens were before the second block, added to them before each block from `first` on."""
+    modules = [site.module for site in locate(batch.studio.pipe)]
+    here = batch.weights(None if tokens == "word" else tokens)[:, :, None]
+    early = torch.zeros(())
+
+    def block(index: int, forward: Forward, arguments: dict[str, Any]) -> Any:
+        nonlocal early
+        text = arguments["encoder_hidden_states"]
+        if index == 1:
+            early = torch.cat([here.to(text) * text[: len(here)], torch.zeros_like(text[len(here) :])])
+        if index >= first:
+            arguments["encoder_hidden_states"] = text + k * early
+        return forward(arguments)
+
+    def predict(latents: Tensor, timestep: Tensor, share: float) -> Tensor:
+        with ExitStack() as stack:
+            for i, module in enumerate(modules):
+                stack.enter_context(around(module, functools.partial(block, i)))
+            return untouched(batch)(latents, timestep, share)
+
+    return predict
+
+
+# ---------------------------------------------------------------- how much: alpha by prompt, block and step
+
+
+GRID = (1.0, 1.25, 1.5, 2.0, 3.0)
+"""Alphas that the rules with a target choose from, by linear interpolation."""
+Alphas = Callable[[int, float], Tensor]
+"""Block and share of the steps that are done, to an alpha for each prompt, `[B]`."""
+
+
+def lifted(batch: Batch, alphas: Alphas) -> Predict:
+    """A lift as rarelift's, of both halves and without carrying on, with an alpha for each block, step and prompt."""
+    modules = [site.module for site in locate(batch.studio.pipe)]
+    weights = torch.cat(
+        [batch.weights("valid"), replace(batch, prompts=[_BLANK] * len(batch.prompts)).weights("valid")]
+    )
+
+    def block(alpha: Tensor, forward: Forward, arguments: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+        text = arguments["encoder_hidden_states"]
+        moved = arguments["encoder_hidden_states"] = spread(text, alpha.repeat(2), weights)
+        after, image = forward(arguments)
+        return None if after is None else take_off(after, text, moved), image
+
+    def predict(latents: Tensor, timestep: Tensor, share: float) -> Tensor:
+        with ExitStack() as stack:
+            for i, module in enumerate(modules):
+                stack.enter_context(around(module, functools.partial(block, alphas(i, share))))
+            return untouched(batch)(latents, timestep, share)
+
+    return predict
+
+
+_BLANK = MenageriePrompt("", Thing("cat", "red", "plain", "nothing", "meadow"))  # its text alone is read
+
+
+def ramp(batch: Batch, over: str, first: float, last: float) -> Predict:
+    """alpha from `first` to `last`, evenly over the "blocks" or the "steps": the same in total as one between."""
+    depth = len(locate(batch.studio.pipe))
+
+    def alphas(block: int, share: float) -> Tensor:
+        at = block / (depth - 1) if over == "blocks" else share * STEPS / (STEPS - 1)
+        return torch.full((len(batch.prompts),), first + (last - first) * at)
+
+    return lifted(batch, alphas)
+
+
+def auto(batch: Batch, rule: str, to: float = 0.0) -> Predict:
+    """alpha for each prompt, from the first step.
+
+    Args:
+        rule: "first": in each block what brings the spread of its tokens, deviation over mean, to that of the first
+            block; "common": to the median of common prompts; "entropy": for all blocks what brings the entropy of the
+            attention from image to text to the median of common prompts; "change": what changes the prediction by `to`
+            of its norm.
+    """
+    found: Tensor | None = None
+
+    def predict(latents: Tensor, timestep: Tensor, share: float) -> Tensor:
+        nonlocal found
+        if found is None:
+            found = _chosen_alphas(batch, rule, to, latents, timestep)
+        chosen = found
+        return lifted(batch, lambda block, _: chosen[block])(latents, timestep, share)
+
+    return predict
+
+
+def _chosen_alphas(batch: Batch, rule: str, to: float, latents: Tensor, timestep: Tensor) -> Tensor:
+    """`[blocks, B]`."""
+    if rule in ("first", "common"):
+        own = spreads(batch, latents, timestep)
+        aim = own[:1] if rule == "first" else _of_common(batch.studio, "spreads", batch.guidance)
+        return (aim / own).clamp(min(GRID) / 2, max(GRID))
+    seen = torch.stack([measured(batch, rule, alpha, latents, timestep) for alpha in GRID])
+    aim = torch.tensor(to) if rule == "change" else _of_common(batch.studio, "entropy", batch.guidance)
+    alpha = torch.tensor([_crossing(GRID, column, float(aim)) for column in seen.T.tolist()])
+    return alpha.expand(len(locate(batch.studio.pipe)), -1)
+
+
+def _crossing(grid: Sequence[float], values: Sequence[float], aim: float) -> float:
+    """Where the values, from their first on, first reach the aim; the nearest of the grid where they do not."""
+    for (a, b), (u, v) in zip(itertools.pairwise(grid), itertools.pairwise(values), strict=True):
+        if min(u, v) <= aim <= max(u, v) and u != v:
+            return a + (b - a) * (aim - u) / (v - u)
+    return grid[min(range(len(grid)), key=lambda i: abs(values[i] - aim))]
+
+
+def spreads(batch: Batch, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Root mean square deviation over norm of the mean of the words' tokens that each block reads, `[blocks, B]`."""
+    with captured(batch.studio.pipe.transformer) as streams:
+        batch.studio.predict(latents, timestep, batch.cond)
+    weights = batch.weights("valid")
+    return torch.stack([1 / concentration(stream[0], weights) for stream in streams.values()])
+
+
+def measured(batch: Batch, what: str, alpha: float, latents: Tensor, timestep: Tensor) -> Tensor:
+    """The change of the guided prediction, or the entropy of the attention from image to text in nats, `[B]`."""
+    predict = lifted(batch, lambda *_: torch.full((len(batch.prompts),), alpha))
+    if what == "change":
+        plain = untouched(batch)(latents, timestep, 0.0).float().flatten(1)
+        moved = predict(latents, timestep, 0.0).float().flatten(1)
+        return torch.as_tensor((moved - plain).norm(dim=1) / plain.norm(dim=1))
+    entropies = []
+
+    def attend(
+        inner: Attend, joint: Joint, query: Tensor, key: Tensor, value: Tensor, further: dict[str, Any]
+    ) -> Tensor:
+        half = slice(0, len(query) // 2)  # the prompted one
+        logits = query[half, :, joint.image].float() @ key[half, :, joint.text].float().mT / query.shape[-1] ** 0.5
+        shares = logits.softmax(-1)
+        entropies.append(-(shares * shares.clamp_min(1e-12).log()).sum(-1).mean((1, 2)))
+        return inner(query, key, value, further)
+
+    with attention(batch.studio.pipe, "auto", attend):
+        predict(latents, timestep, 0.0)
+    return torch.stack(entropies).mean(0)
+
+
+@cache
+def _of_common(studio: Studio, what: str, guidance: float) -> Tensor:
+    """The median over common tuning prompts at the first step: of each block's spread `[blocks, 1]`, or a number."""
+    chosen, seeds = pictures_of(Cell("common", "tune", 32, 1, guidance, STEPS))
+    batch, latents = Batch(studio, chosen, guidance), studio.noise(seeds)
+    studio.pipe.scheduler.set_timesteps(STEPS)
+    timestep = studio.pipe.scheduler.timesteps[0]
+    if what == "spreads":
+        return spreads(batch, latents, timestep).median(1, keepdim=True).values
+    return measured(batch, "entropy", 1.0, latents, timestep).median()
+
+
+_TEXT = (contrast, weak, weak_each, compressed, third, every, pooled, encoder_spread, schedule, paraphrased)
+_STATES = (attended, undrifted, ramp, auto)
+IDEAS: dict[str, Callable[..., Predict]] = {idea.__name__: idea for idea in (*_TEXT, *_STATES)}
 
 SEARCH: tuple[tuple[str, dict[str, Any]], ...] = (
     ("contrast", {"against": "15", "k": 0.25}),
@@ -364,6 +542,22 @@ SEARCH: tuple[tuple[str, dict[str, Any]], ...] = (
     ("paraphrased", {"how": "pooled"}),
     ("paraphrased", {"how": "turns", "alpha": 1.2}),
     ("paraphrased", {"how": "turns", "early": 8.0}),
+    ("attended", {"beta": 2.0}),
+    ("attended", {"beta": 4.0}),
+    ("attended", {"beta": 1.5, "tokens": "content"}),
+    ("undrifted", {"k": 0.2, "first": 4}),
+    ("undrifted", {"k": 0.5, "first": 4}),
+    ("undrifted", {"k": 0.2, "first": 4, "tokens": "content"}),
+    ("ramp", {"over": "blocks", "first": 1.5, "last": 1.5}),
+    ("ramp", {"over": "blocks", "first": 2.0, "last": 1.0}),
+    ("ramp", {"over": "blocks", "first": 1.0, "last": 2.0}),
+    ("ramp", {"over": "steps", "first": 2.0, "last": 1.0}),
+    ("ramp", {"over": "steps", "first": 1.0, "last": 2.0}),
+    ("auto", {"rule": "first"}),
+    ("auto", {"rule": "common"}),
+    ("auto", {"rule": "entropy"}),
+    ("auto", {"rule": "change", "to": 0.02}),
+    ("auto", {"rule": "change", "to": 0.05}),
 )
 """What is tried, on the tuning prompts alone."""
 

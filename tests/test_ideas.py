@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import ideas
+import rarelift
 from rarelift import pipelines
 from rarelift.menagerie import suite
 
@@ -54,6 +55,10 @@ def test_without_an_idea_it_is_the_pipeline(model: pipelines.Model, batch: ideas
         ("pooled", {"k": 0.0}),
         ("encoder_spread", {"alpha": 1.0}),
         ("schedule", {"early": 3.0, "stop": 0.5}),
+        ("attended", {"beta": 1.0}),
+        ("undrifted", {"k": 0.0, "first": 4}),
+        ("ramp", {"over": "steps", "first": 1.0, "last": 1.0}),
+        ("auto", {"rule": "change", "to": 0.0}),
     ],
 )
 def test_at_nothing_an_idea_changes_nothing(batch: ideas.Batch, name: str, settings: dict[str, Any]) -> None:
@@ -90,3 +95,30 @@ def test_phrasings_take_turns_and_mean_the_same_when_they_are_the_same(
     for how in ("turns", "mean", "pooled"):
         for ours, image in zip(drawn(batch, ideas.paraphrased(batch, how)), plain, strict=True):
             np.testing.assert_allclose(ours.astype(int), image.astype(int), atol=2)
+
+
+@torch.no_grad()
+def test_a_level_ramp_is_a_lift(model: pipelines.Model, batch: ideas.Batch) -> None:
+    texts = [p.text for p in batch.prompts]
+    with rarelift.apply(model.pipe, alpha=1.5):
+        theirs = pipelines.text_to_image(model, texts, [5, 6], guidance_scale=3.0, num_inference_steps=3)
+    ours = drawn(batch, ideas.ramp(batch, "blocks", 1.5, 1.5))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.astype(int), np.asarray(other).astype(int), atol=2)
+
+
+@torch.no_grad()
+def test_rules_reach_what_they_aim_at(batch: ideas.Batch) -> None:
+    latents, timestep = batch.studio.noise([5, 6]), torch.tensor(1000.0)
+    for rule, to in (("change", 0.03), ("entropy", 0.0)):
+        alphas = ideas._chosen_alphas(batch, rule, to, latents, timestep)
+        assert alphas.shape == (8, 2)
+        assert (alphas[0] == alphas).all()
+        aim = to or float(ideas._of_common(batch.studio, "entropy", 3.0))
+        for i, alpha in enumerate(alphas[0].tolist()):
+            seen = [float(ideas.measured(batch, rule, a, latents, timestep)[i]) for a in (*ideas.GRID, alpha)]
+            assert abs(seen[-1] - aim) <= min(abs(v - aim) for v in seen[:-1]) + 1e-3
+    first = ideas._chosen_alphas(batch, "first", 0.0, latents, timestep)
+    assert (first[0] == 1).all()
+    own = ideas.spreads(batch, latents, timestep)
+    torch.testing.assert_close(first * own, own[:1].expand_as(own))
