@@ -225,21 +225,26 @@ def untouched(batch: Batch) -> Predict:
     return batch.guided(batch.cond)
 
 
-def contrast(
-    batch: Batch, k: float, against: str, pooled: float = 1.0, only: str = "", start: float = 0.0, stop: float = 1.0
-) -> Predict:
-    """z + k (z - z'), z' the text with the word left out ("without"), neutral, or replaced by its n nearest ("n").
+def contrasted(batch: Batch, k: float, against: str, pooled: float = 1.0, only: str = "") -> Text:
+    """The prompt's text moved away from another's: z + k (z - z').
 
     Args:
+        against: z' is the text with the word left out ("without"), made neutral ("neutral"), or the mean of those with
+            the word's n nearest neighbours in its place ("n").
         pooled: the same for the pooled embedding, as a share of k.
         only: "word" moves the tokens of the word alone.
     """
     other = batch.others(int(against)) if against.isdigit() else getattr(batch, against)
     moved = batch.cond.away(other, k, k * pooled)
-    if only == "word":
-        here = batch.weights()[:, :, None].to(moved.tokens)
-        moved = Text(torch.lerp(batch.cond.tokens, moved.tokens, here), moved.pooled)
-    return within(batch.guided(moved), untouched(batch), start, stop)
+    if only != "word":
+        return moved
+    here = batch.weights()[:, :, None].to(moved.tokens)
+    return Text(torch.lerp(batch.cond.tokens, moved.tokens, here), moved.pooled)
+
+
+def contrast(batch: Batch, start: float = 0.0, stop: float = 1.0, **settings: Any) -> Predict:
+    """`contrasted`, in the steps from start to stop."""
+    return within(batch.guided(contrasted(batch, **settings)), untouched(batch), start, stop)
 
 
 def weak(batch: Batch, against: str, mix: float = 0.0) -> Predict:
@@ -303,7 +308,7 @@ def schedule(batch: Batch, early: float, stop: float) -> Predict:
     return within(first.guided(batch.cond, batch.empty), untouched(batch), 0, stop)
 
 
-def paraphrased(batch: Batch, how: str, alpha: float = 1.0, early: float | None = None) -> Predict:
+def paraphrased(batch: Batch, how: str, alpha: float = 1.0, early: float | None = None, **contrast: Any) -> Predict:
     """The prompt in all four phrasings of the world, that it was asked in among them.
 
     Args:
@@ -311,8 +316,12 @@ def paraphrased(batch: Batch, how: str, alpha: float = 1.0, early: float | None 
             "pooled": the mean of their pooled embeddings, beside the tokens of the prompt as it was asked.
         alpha: the tokens of each spread once, as in `encoder_spread`.
         early: guidance_scale in the first fifth of the steps, as in `schedule`.
+        contrast: moves the text of each, as `contrasted` does.
     """
-    texts = [batch.encoded(lambda p, _, k=k: caption(p.thing, k).split()) for k in range(PHRASINGS)]  # type: ignore[misc]
+    said = [
+        replace(batch, prompts=[replace(p, text=caption(p.thing, i)) for p in batch.prompts]) for i in range(PHRASINGS)
+    ]
+    texts = [contrasted(one, **contrast) if contrast else one.cond for one in said]
     if alpha != 1:
         texts = [Text(spread(text.tokens, alpha), text.pooled) for text in texts]
     mean = torch.stack([text.pooled for text in texts]).mean(0)
@@ -542,6 +551,12 @@ SEARCH: tuple[tuple[str, dict[str, Any]], ...] = (
     ("paraphrased", {"how": "pooled"}),
     ("paraphrased", {"how": "turns", "alpha": 1.2}),
     ("paraphrased", {"how": "turns", "early": 8.0}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "against": "15", "k": 0.5, "only": "word"}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "against": "15", "k": 0.35, "only": "word"}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "against": "15", "k": 0.25}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "against": "neutral", "k": 0.3}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "against": "neutral", "k": 0.5, "only": "word"}),
+    ("paraphrased", {"how": "turns", "against": "15", "k": 0.5, "only": "word"}),
     ("attended", {"beta": 2.0}),
     ("attended", {"beta": 4.0}),
     ("attended", {"beta": 1.5, "tokens": "content"}),
