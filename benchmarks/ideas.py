@@ -653,7 +653,11 @@ def chosen(bench: Bench, n: int = 2, margin: float = 0.01) -> list[Any]:
     def success(suite: Suite, idea: Any) -> float:
         return float(bench.right(tuning(suite, idea)).all(1).mean())
 
-    whole = [i for i in SETTINGS[1:] if all(tuning(s, i).key in bench.done for s in SUITES) and not more_passes(i)]
+    whole = [
+        i
+        for i in SETTINGS
+        if i is not None and all(tuning(s, i).key in bench.done for s in SUITES) and not more_passes(i)
+    ]
     kept = [i for i in whole if success("common", i) >= success("common", None) - margin]
     return sorted(kept, key=lambda i: (-success("rare", i), -success("common", i)))[:n]
 
