@@ -645,21 +645,25 @@ def more_passes(idea: tuple[tuple[str, Any], ...]) -> bool:
     return settings["idea"] in ("third", "every") or settings.get("how") == "mean"
 
 
-def chosen(bench: Bench, n: int = 2, margin: float = 0.01) -> list[Any]:
-    """Of the settings without further passes, those with the highest rare success on the tuning prompts whose common
-    success there is not below that of untouched.
+def told_the_word(idea: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether an idea needs to know which word fails."""
+    settings = dict(idea)
+    by_word = settings["idea"] in ("attended", "undrifted") and "tokens" not in settings
+    return "against" in settings or by_word
+
+
+def chosen(bench: Bench, margin: float = 0.01) -> list[Any]:
+    """Of the settings without further passes, that with the highest rare success on the tuning prompts whose common
+    success there is not below that of untouched: one that is told the word, and one that is not.
     """
 
     def success(suite: Suite, idea: Any) -> float:
         return float(bench.right(tuning(suite, idea)).all(1).mean())
 
-    whole = [
-        i
-        for i in SETTINGS
-        if i is not None and all(tuning(s, i).key in bench.done for s in SUITES) and not more_passes(i)
-    ]
+    whole = [i for i in SETTINGS if i and all(tuning(s, i).key in bench.done for s in SUITES) and not more_passes(i)]
     kept = [i for i in whole if success("common", i) >= success("common", None) - margin]
-    return sorted(kept, key=lambda i: (-success("rare", i), -success("common", i)))[:n]
+    best = sorted(kept, key=lambda i: (-success("rare", i), -success("common", i)))
+    return [next(i for i in best if told_the_word(i) == told) for told in (False, True)]
 
 
 def written(bench: Bench) -> None:
