@@ -29,6 +29,7 @@ RIVALS: dict[str, tuple[str, str]] = {
     "rewrite": ("rewrite", "Rewrite"),
     "rare-to-frequent": ("rare_to_frequent", "RareToFrequent"),
     "attend-excite": ("attend_excite", "AttendExcite"),
+    "phrasings": ("phrasings", "Phrasings"),
 }
 
 
