@@ -162,10 +162,7 @@ class Batch:
     @cached_property
     def each_neutral(self) -> list[Text]:
         """For each place of a content word, the prompt with that word made neutral; short prompts begin again."""
-        content = [
-            [i for i, w in enumerate(p.text.split()) if w not in {*FUNCTION_WORDS, NEUTRAL, "wearing"}]
-            for p in self.prompts
-        ]
+        content = [[i for i, w in enumerate(p.text.split()) if _says_something(w)] for p in self.prompts]
         texts = []
         for k in range(max(map(len, content))):
             said = []
@@ -176,7 +173,7 @@ class Batch:
             texts.append(self.studio.encode(said))
         return texts
 
-    def weights(self, tokens: str | None = None) -> Tensor:
+    def weights(self, tokens: str | tuple[str, ...] | None = None) -> Tensor:
         """Which tokens are those of the word, or of a choice as in `Spread.tokens`, `[B, L]`."""
         pipe, sizes = self.studio.pipe, (self.studio.pipe.tokenizer_max_length, self.studio.length)
         rows = [
@@ -202,6 +199,10 @@ class Batch:
             return wrong + self.guidance * (right - wrong)
 
         return predict
+
+
+def _says_something(word: str) -> bool:
+    return word not in {*FUNCTION_WORDS, NEUTRAL, "wearing"}
 
 
 @cache
@@ -240,6 +241,26 @@ def contrasted(batch: Batch, k: float, against: str, pooled: float = 1.0, only: 
         return moved
     here = batch.weights()[:, :, None].to(moved.tokens)
     return Text(torch.lerp(batch.cond.tokens, moved.tokens, here), moved.pooled)
+
+
+def contrasted_each(batch: Batch, k: float, pooled: float = 1.0) -> Text:
+    """Every content word's own tokens moved away from what they are with a neutral word there; nothing is told.
+
+    Args:
+        pooled: the pooled embedding is moved by pooled * k times the mean of what the words change.
+    """
+    tokens = batch.cond.tokens.clone()
+    vectors = torch.zeros_like(batch.cond.pooled)
+    for row, prompt in enumerate(batch.prompts):
+        words = prompt.text.split()
+        places = [i for i, word in enumerate(words) if _says_something(word)]
+        said = [" ".join([*words[:i], NEUTRAL, *words[i + 1 :]]) for i in places]
+        neutral = batch.studio.encode(said)
+        for i, place in enumerate(places):
+            here = replace(batch, prompts=[prompt]).weights((words[place],))[0].bool()
+            tokens[row, here] += k * (batch.cond.tokens[row, here] - neutral.tokens[i, here])
+        vectors[row] = (batch.cond.pooled[row] - neutral.pooled).mean(0)
+    return Text(tokens, batch.cond.pooled + pooled * k * vectors)
 
 
 def contrast(batch: Batch, start: float = 0.0, stop: float = 1.0, **settings: Any) -> Predict:
@@ -316,12 +337,13 @@ def paraphrased(batch: Batch, how: str, alpha: float = 1.0, early: float | None 
             "pooled": the mean of their pooled embeddings, beside the tokens of the prompt as it was asked.
         alpha: the tokens of each spread once, as in `encoder_spread`.
         early: guidance_scale in the first fifth of the steps, as in `schedule`.
-        contrast: moves the text of each, as `contrasted` does.
+        contrast: moves the text of each, as `contrasted` does, or without `against` as `contrasted_each`.
     """
     said = [
         replace(batch, prompts=[replace(p, text=caption(p.thing, i)) for p in batch.prompts]) for i in range(PHRASINGS)
     ]
-    texts = [contrasted(one, **contrast) if contrast else one.cond for one in said]
+    move = contrasted if "against" in contrast else contrasted_each
+    texts = [move(one, **contrast) if contrast else one.cond for one in said]
     if alpha != 1:
         texts = [Text(spread(text.tokens, alpha), text.pooled) for text in texts]
     mean = torch.stack([text.pooled for text in texts]).mean(0)
@@ -557,6 +579,10 @@ SEARCH: tuple[tuple[str, dict[str, Any]], ...] = (
     ("paraphrased", {"how": "turns", "early": 8.0, "against": "neutral", "k": 0.3}),
     ("paraphrased", {"how": "turns", "early": 8.0, "against": "neutral", "k": 0.5, "only": "word"}),
     ("paraphrased", {"how": "turns", "against": "15", "k": 0.5, "only": "word"}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "k": 0.5}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "k": 0.5, "pooled": 2.0}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "k": 1.0}),
+    ("paraphrased", {"how": "turns", "early": 8.0, "against": "neutral", "k": 0.7, "only": "word"}),
     ("attended", {"beta": 2.0}),
     ("attended", {"beta": 4.0}),
     ("attended", {"beta": 1.5, "tokens": "content"}),
