@@ -278,10 +278,15 @@ def timed(method: str, pairs: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return alternate(call(None), call(settings), pairs, method)
 
 
-def peaks(method: str, batch: int) -> tuple[list[int], list[int]]:
-    """Peak resident KiB of processes that draw untouched, and of as many that draw with a method, in turns."""
-    pairs = [(peak_apart(UNTOUCHED, batch), peak_apart(method, batch)) for _ in range(PROCESSES)]
-    return [u for u, _ in pairs], [m for _, m in pairs]
+def peaks(methods: Sequence[str], batch: int) -> dict[str, tuple[list[int], list[int]]]:
+    """For each method, peak resident KiB of processes that draw untouched, and of as many with it; all in turns."""
+    found: dict[str, list[int]] = {method: [] for method in (UNTOUCHED, *methods)}
+    with tqdm(total=PROCESSES * len(found), desc="memory", unit="process") as bar:
+        for _ in range(PROCESSES):
+            for method, kept in found.items():
+                kept.append(peak_apart(method, batch))
+                bar.update()
+    return {method: (found[UNTOUCHED], found[method]) for method in methods}
 
 
 def peak_of(method: str, batch: int) -> int:
@@ -302,6 +307,7 @@ def peak_apart(method: str, batch: int) -> int:
 
 
 def costs(methods: Mapping[str, str], pairs: int, batch: int) -> Iterator[dict[str, Any]]:
+    memory = peaks(list(methods.values()), batch)
     for name, method in methods.items():
         untouched, with_it = timed(method, pairs, batch)
         yield {
@@ -311,7 +317,7 @@ def costs(methods: Mapping[str, str], pairs: int, batch: int) -> Iterator[dict[s
             "pairs": pairs,
             "untouched": untouched.tolist(),
             "seconds": with_it.tolist(),
-            "peaks": peaks(method, batch),
+            "peaks": memory[method],
             "machine": machine("cpu"),
             "versions": versions(),
         }
@@ -518,8 +524,8 @@ def main() -> None:
         tables()
     elif args.what == "memory":
         spent = read(COSTS)
-        shown = tqdm(spent, desc="memory")
-        keep(COSTS, [{**row, "peaks": peaks(row["method"], row["batch"]), "versions": versions()} for row in shown])
+        memory = peaks([row["method"] for row in spent], spent[0]["batch"])
+        keep(COSTS, [{**row, "peaks": memory[row["method"]], "memory_versions": versions()} for row in spent])
         tables()
     else:
         tables()
