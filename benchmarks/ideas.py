@@ -161,7 +161,11 @@ class Batch:
 
     @cached_property
     def each_neutral(self) -> list[Text]:
-        """For each place of a content word, the prompt with that word made neutral; short prompts begin again."""
+        """For each place of a content word, the prompt with that word made neutral.
+
+        As many as the longest prompt of the batch has words; a shorter one begins again, so that its first words are
+        there twice.
+        """
         content = [[i for i, w in enumerate(p.text.split()) if _says_something(w)] for p in self.prompts]
         texts = []
         for k in range(max(map(len, content))):
@@ -275,7 +279,7 @@ def weak(batch: Batch, against: str, mix: float = 0.0) -> Predict:
 
 
 def weak_each(batch: Batch, mix: float = 0.0) -> Predict:
-    """Guidance against the mean of the texts that lack one content word each."""
+    """Guidance against the mean of the texts in which one content word each is neutral, `Batch.each_neutral`."""
     texts = batch.each_neutral
     mean = Text(torch.stack([t.tokens for t in texts]).mean(0), torch.stack([t.pooled for t in texts]).mean(0))
     return batch.guided(batch.cond, mean.towards(batch.empty, mix))
@@ -299,7 +303,7 @@ def third(batch: Batch, against: str, r: float, start: float = 0.0, stop: float 
 
 
 def every(batch: Batch, r: float) -> Predict:
-    """A branch for each content word, lacking it: + r times the mean of what each lacks."""
+    """A branch for each text of `Batch.each_neutral`: + r times the mean of (cond - that)."""
     texts = batch.each_neutral
 
     def predict(latents: Tensor, timestep: Tensor, _share: float) -> Tensor:
@@ -347,6 +351,8 @@ def paraphrased(batch: Batch, how: str, alpha: float = 1.0, early: float | None 
     if alpha != 1:
         texts = [Text(spread(text.tokens, alpha), text.pooled) for text in texts]
     mean = torch.stack([text.pooled for text in texts]).mean(0)
+    if how == "pooled" and (alpha != 1 or contrast):
+        raise ValueError("how='pooled' leaves the tokens alone; leave out alpha and contrast")
     step = 0
 
     def predict(latents: Tensor, timestep: Tensor, share: float) -> Tensor:
@@ -654,7 +660,7 @@ def rows(bench: Bench, cells: Callable[..., Cell], ideas: Sequence[Any]) -> Iter
         for suite in SUITES:
             cell = cells(suite, idea)
             if cell.key not in bench.done or cell.untouched().key not in bench.done:
-                row += [NOT_RUN, ""]
+                row += [NOT_RUN, "", *([""] * len(ATTRIBUTES) if suite == "rare" else [])]
                 continue
             right, before = bench.right(cell), bench.right(cell.untouched())
             whole, base = (np.asarray(r.all(1), float) for r in (right, before))
@@ -668,7 +674,8 @@ def rows(bench: Bench, cells: Callable[..., Cell], ideas: Sequence[Any]) -> Iter
 def more_passes(idea: tuple[tuple[str, Any], ...]) -> bool:
     """Whether an idea runs the transformer more often than guidance alone does."""
     settings = dict(idea)
-    return settings["idea"] in ("third", "every") or settings.get("how") == "mean"
+    to_choose = settings.get("rule") in ("entropy", "change")
+    return settings["idea"] in ("third", "every") or settings.get("how") == "mean" or to_choose
 
 
 def told_the_word(idea: tuple[tuple[str, Any], ...]) -> bool:
@@ -680,7 +687,7 @@ def told_the_word(idea: tuple[tuple[str, Any], ...]) -> bool:
 
 def chosen(bench: Bench, margin: float = 0.01) -> list[Any]:
     """Of the settings without further passes, that with the highest rare success on the tuning prompts whose common
-    success there is not below that of untouched: one that is told the word, and one that is not.
+    success there is at most `margin` below that of untouched: one that is told the word, and one that is not.
     """
 
     def success(suite: Suite, idea: Any) -> float:
@@ -689,7 +696,8 @@ def chosen(bench: Bench, margin: float = 0.01) -> list[Any]:
     whole = [i for i in SETTINGS if i and all(tuning(s, i).key in bench.done for s in SUITES) and not more_passes(i)]
     kept = [i for i in whole if success("common", i) >= success("common", None) - margin]
     best = sorted(kept, key=lambda i: (-success("rare", i), -success("common", i)))
-    return [next(i for i in best if told_the_word(i) == told) for told in (False, True)]
+    found = (next((i for i in best if told_the_word(i) == told), None) for told in (False, True))
+    return [idea for idea in found if idea is not None]
 
 
 def written(bench: Bench) -> None:

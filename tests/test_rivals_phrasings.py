@@ -76,7 +76,12 @@ def test_what_does_not_fit(texts: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="texts must be"):
         Phrasings("")
     broken = tmp_path / "broken.json"
-    for content, message in (("[", "cannot be read as JSON"), ("[]", "holds a list"), ('{"a": []}', "other phrasings")):
+    for content, message in (
+        ("[", "cannot be read as JSON"),
+        ("[]", "holds a list"),
+        ('{"a": []}', "other phrasings"),
+        ('{"a": ["a"]}', "other phrasings"),
+    ):
         broken.write_text(content)
         with pytest.raises(ValueError, match=message):
             Phrasings(str(broken)).prepare(pipe)

@@ -71,7 +71,7 @@ class Phrasings(Rival):
         return super().to_dict() if known is None else {**super().to_dict(), "texts_digest": known[1]}
 
     def _cycle(self, prompt: Prompt, known: tuple[dict[str, list[str]], str] | None) -> list[str]:
-        """All phrasings of a prompt, itself among them, in the order of their turns; none twice."""
+        """All phrasings of a prompt in the order of their turns, none twice; for Menagerie those of the world alone."""
         if known is None:
             thing = thing_of(prompt, f"{self.name}:texts={self.texts}")
             return list(dict.fromkeys(caption(thing, i) for i in range(PHRASINGS)))
@@ -92,6 +92,7 @@ class Phrasings(Rival):
         if not isinstance(found, dict):
             raise ValueError(f"texts {str(path)!r} holds a {type(found).__name__}, not phrasings by prompt")
         for prompt, rows in found.items():
-            if not isinstance(rows, list) or not rows or not all(isinstance(r, str) and r.strip() for r in rows):
+            whole = isinstance(rows, list) and all(isinstance(row, str) and row.strip() for row in rows)
+            if not whole or set(rows) <= {prompt}:
                 raise ValueError(f"texts {str(path)!r}: {prompt!r} should hold a list of other phrasings, got {rows!r}")
         return found, language.digest(text)
