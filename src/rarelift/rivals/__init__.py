@@ -29,7 +29,6 @@ RIVALS: dict[str, tuple[str, str]] = {
     "rewrite": ("rewrite", "Rewrite"),
     "rare-to-frequent": ("rare_to_frequent", "RareToFrequent"),
     "attend-excite": ("attend_excite", "AttendExcite"),
-    "phrasings": ("phrasings", "Phrasings"),
 }
 
 

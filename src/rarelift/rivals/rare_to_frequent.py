@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..menagerie.world import VALUES, Thing, caption, frequency, habitat, value_shares
 from . import language
+from .access import Forward, around
 from .base import Asked, Cost, Rival
+from .prompted import Encode, Steps, counting, encoding, pooled_at
 from .rewrite import phrasing_of, thing_of
-from .turns import taking_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from diffusers import DiffusionPipeline
+    from torch import Tensor
 
     from ..prompts import Prompt
 
@@ -72,18 +76,16 @@ class RareToFrequent(Rival):
 
     @contextmanager
     def on(self, pipe: DiffusionPipeline, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> Iterator[Asked]:
+        pooled = pooled_at(pipe, self.name)
         known = self._file()
         phases = [self._phases(prompt, known) for prompt in prompts]
-        others = [tuple(phase.text for phase in each) for each in phases]
-
-        def whose(step: int, total: int) -> list[int]:
-            return [
-                next((k for k, phase in enumerate(each, 1) if step < phase.until * total), 0) if step % 2 == 0 else 0
-                for each in phases
-            ]
-
-        with taking_turns(pipe, self.name, others, whose):
+        with ExitStack() as stack:
+            turns = _Turns(stack.enter_context(counting(pipe)), pooled, phases)
+            stack.enter_context(encoding(pipe, turns.encode))
+            stack.enter_context(around(pipe.transformer, turns.transform))
             yield Asked([prompt.text for prompt in prompts], dict(call))
+        if not turns.seen:
+            raise RuntimeError(f"{self.name}: the transformer was never called with the prompts, so nothing was done")
 
     def cost(self, call: Mapping[str, Any]) -> Cost:
         return Cost(encodes=float(self.stop > 0), language_model=self.mapping not in (MENAGERIE, MENAGERIE_ANIMAL))
@@ -127,6 +129,71 @@ def usual_animal(thing: Thing) -> Thing:
 
     others = (replace(thing, animal=animal) for animal in VALUES["animal"])
     return max(others, key=often) if thing.tail else thing
+
+
+class _Turns:
+    """One call of a pipeline under way."""
+
+    def __init__(self, steps: Steps, pooled: int, phases: Sequence[tuple[Phase, ...]]) -> None:
+        self._steps, self._pooled, self._phases = steps, pooled, phases
+        self._own: Tensor | None = None
+        self._texts = self._vectors = torch.empty(0)  # the prompt's own, then its frequent ones: [1 + most, rows, ...]
+        self.seen = False
+
+    def encode(self, encode: Encode, arguments: dict[str, Any]) -> tuple[Any, ...]:
+        given = arguments["prompt"]
+        if given is None:
+            raise ValueError("rare-to-frequent needs the words of a call; pass prompt, not prompt_embeds")
+        own = [given] if isinstance(given, str) else list(given)
+        if len(own) != len(self._phases):
+            raise ValueError(f"rare-to-frequent was put on for {len(self._phases)} prompts, and got {len(own)}")
+        changes: dict[str, Any] = dict.fromkeys(("prompt_2", "prompt_3"))
+        changes["do_classifier_free_guidance"] = False  # the negative prompts stay as they are
+        others = []
+        for k in range(max(map(len, self._phases))):
+            texts = [
+                phases[k].text if k < len(phases) else text for phases, text in zip(self._phases, own, strict=True)
+            ]
+            changed = {name: value for name, value in {**changes, "prompt": texts}.items() if name in arguments}
+            others.append(encode({**arguments, **changed}))
+        found = encode(arguments)  # last, so that whoever listens has heard the prompts
+        self._own = found[0]
+        self._texts = torch.stack([found[0], *(other[0] for other in others)])
+        self._vectors = torch.stack([found[self._pooled], *(other[self._pooled] for other in others)])
+        return found
+
+    def transform(self, forward: Forward, arguments: dict[str, Any]) -> Any:
+        self._steps.begins()
+        text = arguments["encoder_hidden_states"]
+        rows = self._conditional(text)
+        if rows is not None:
+            self.seen = True
+            turn = self._turn()
+            if any(turn):
+                index = torch.tensor(turn, device=text.device)
+                for name, kept in (("encoder_hidden_states", self._texts), ("pooled_projections", self._vectors)):
+                    changed = arguments[name].clone()
+                    changed[rows] = kept[index, torch.arange(len(turn), device=text.device)].to(changed)
+                    arguments[name] = changed
+        return forward(arguments)
+
+    def _conditional(self, text: Tensor) -> slice | None:
+        """The rows of a call that hold the prompts; None where it is one of negative prompts alone."""
+        if self._own is None:
+            return None
+        if text is self._own:
+            return slice(0, len(text))
+        return slice(len(self._own), len(text)) if len(text) == 2 * len(self._own) else None
+
+    def _turn(self) -> list[int]:
+        """Whose turn it is, for each row: 0 for the prompt itself, k for its k-th frequent one."""
+        assert self._own is not None
+        step, total = self._steps.index, self._steps.total
+        now = [
+            next((k for k, phase in enumerate(phases, 1) if step < phase.until * total), 0) if step % 2 == 0 else 0
+            for phases in self._phases
+        ]
+        return [k for k in now for _ in range(len(self._own) // len(now))]
 
 
 def _share(what: str, value: object) -> float:
