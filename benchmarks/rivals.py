@@ -36,6 +36,7 @@ from rarelift.bench import drawing, plots, sets, stats, summary
 from rarelift.bench.runs import LIFT, MANIFEST, UNTOUCHED, Method
 from rarelift.bench.stats import Estimate, Verdicts
 from rarelift.menagerie import CLIP
+from rarelift.menagerie.world import ATTRIBUTES
 from rarelift.rivals.base import Rival
 
 PAGE = Path(__file__).parents[1] / "docs" / "rivals.md"
@@ -206,6 +207,11 @@ def suite_of(stage: str, side: str) -> prompts.Suite:
     return prompts.load(SUITES[side], limit=PROMPTS[stage], split=stage)
 
 
+def thing_in(prompt: prompts.Prompt) -> str:
+    """What a prompt asks for: the common ones are 128 things in four phrasings each, which fail together."""
+    return " ".join(prompt.meta[attribute] for attribute in ATTRIBUTES)
+
+
 def told(value: Estimate) -> list[float]:
     return [round(float(number), 6) for number in (value.value, value.low, value.high)]
 
@@ -219,7 +225,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]], stage: str, method: str) -> list
     found = []
     for guidance in dict.fromkeys(guidance for _, guidance in mine):
         sides = [np.array(list(mine[side, guidance]), float) for side in SUITES]
-        ids = [[p.id for p in suite_of(stage, side).prompts] * SEEDS[stage] for side in SUITES]
+        ids = [[thing_in(p) for p in suite_of(stage, side).prompts] * SEEDS[stage] for side in SUITES]
         found.append(Verdicts(guidance, sides[0], ids[0], sides[1], ids[1]))
     return found
 
