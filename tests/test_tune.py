@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 import rarelift
-from rarelift import pipelines
+from rarelift import pipelines, prompts
 from rarelift.bench import racing, stats, tune
 from rarelift.bench.drawing import Made
 from rarelift.bench.racing import Round, Schedule, Scores, deal, race
 from rarelift.bench.runs import UNTOUCHED, Method, Plan, read_scores
+from rarelift.menagerie.world import ATTRIBUTES
 from rarelift.profiles import read
 from rarelift.settings import Spread
 
@@ -345,6 +346,25 @@ def test_too_few_prompts(saved: Path, files: tuple[str, str]) -> None:
     Path(files[0]).write_text("a lion\na crown")
     with pytest.raises(ValueError, match="has 2 prompts; tuning needs 16"):
         asked(saved, files)
+
+
+def test_phrasings_of_a_thing_stay_on_one_side_and_count_as_one(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phrased = prompts.load("menagerie-common", split="tune")
+    things = {prompt.id: tuple(prompt.meta[a] for a in ATTRIBUTES) for prompt in phrased.prompts}
+    assert len(set(things.values())) < len(things) / 2
+    search, confirm = ([things[prompt.id] for prompt in half] for half in tune._halves(phrased))
+    assert not set(search) & set(confirm)
+    assert len(search) + len(confirm) == len(things)
+    assert len(set(search[:40])) == 40
+
+    monkeypatch.setattr(tune, "Worker", Table)
+    tuning = replace(asked(saved, files, budget=450, methods=("lift:alpha=2,carry=0.5",)), rare=phrased)
+    verdict = tune.tune(tuning, tmp_path / "tune").outcome.verdict
+    assert verdict is not None
+    drawn = {unit.prompt for unit, _ in read_scores(tmp_path / "tune" / "confirm-rare")}
+    assert verdict.things == len({things[prompt] for prompt in drawn}) < len(drawn)
 
 
 def test_menagerie_is_tuned_on_its_tuning_half() -> None:

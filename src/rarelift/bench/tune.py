@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import random
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import pipelines, prompts
 from ..attach import apply, identity
-from ..menagerie.world import check_prompt
+from ..menagerie.world import ATTRIBUTES, check_prompt
 from ..profiles import Profile
 from ..settings import Spread, one_of
 from . import racing, scorers, stats
@@ -34,7 +35,7 @@ from .runs import LIFT, UNTOUCHED, Method, Plan, Run, made_with, write
 from .session import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 FORM = 1  # of the folder
 ASKED, PROFILE = "tune.json", "profile.json"
 MARGIN = 0.02
-_LEAST_RARE, _LEAST_COMMON = 16, 8  # prompts; half of them are kept for the last test
+_LEAST_RARE, _LEAST_COMMON = 16, 8  # things asked for; half of them are kept for the last test
 _SEED = 0  # of the halves and of the settings
 # What is sampled. alpha 1 and tokens="all" are no hopefuls.
 _ALPHAS = (1.5, 1.2, 1.35, 2.0, 1.1, 1.75)
@@ -184,12 +185,20 @@ def _menagerie(suite: str) -> bool:
 def _load(suite: str, suite_format: str | None, least: int) -> Suite:
     chosen = None if suite in prompts.SUITES else suite_format
     found = prompts.load(suite, chosen, split="tune" if _menagerie(suite) else None)
-    if len(found.prompts) < least:
+    things = len(set(map(_thing, found.prompts)))
+    if things < least:
+        alike = "" if things == len(found.prompts) else f", which ask for {things} different things"
         raise ValueError(
-            f"suite {suite!r} has {len(found.prompts)} prompts; tuning needs {least} at least, for half of them are "
-            "kept for the last test"
+            f"suite {suite!r} has {len(found.prompts)} prompts{alike}; tuning needs {least} at least, for half of them "
+            "are kept for the last test"
         )
     return found
+
+
+def _thing(prompt: Prompt) -> Hashable:
+    """What is asked for: of a Menagerie prompt, which is one of several phrasings, the thing; else the prompt."""
+    held = tuple(prompt.meta.get(attribute) for attribute in ATTRIBUTES)
+    return prompt.id if None in held else held
 
 
 # ---------------------------------------------------------------- settings to race
@@ -364,11 +373,14 @@ class _Drawing:
                 draw = Worker(plan, self.model, [self.scorer])
                 run.take((batch, draw(batch)) for batch in batches)
         self.pictures += len(run.done)
+        things = {prompt.id: _thing(prompt) for prompt in chosen}
         found: _Table = {}
         for unit, line in run.done.items():
             score = math.nan if "failed" in line else next(iter(line["scores"].values()), None)
             if score is not None:
-                found.setdefault((unit.method, unit.guidance), {})[unit.prompt, unit.seed] = float(score)
+                found.setdefault((unit.method, unit.guidance), {})[things[unit.prompt], (unit.prompt, unit.seed)] = (
+                    float(score)
+                )
         return found
 
 
@@ -390,10 +402,20 @@ def _resumed(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _halves(suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts that choose, and those of the last test."""
-    shuffled = list(suite.prompts)
+    """The prompts that choose, and those of the last test, which ask for other things.
+
+    In both, a second phrasing of a thing comes when each thing has had its first.
+    """
+    things: dict[Hashable, list[Prompt]] = {}
+    for prompt in suite.prompts:
+        things.setdefault(_thing(prompt), []).append(prompt)
+    shuffled = list(things.values())
     random.Random(f"{suite.digest}/{_SEED}").shuffle(shuffled)
-    return shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]
+    search, confirm = (
+        [prompt for turn in itertools.zip_longest(*half) for prompt in turn if prompt is not None]
+        for half in (shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :])
+    )
+    return search, confirm
 
 
 def _pictures(schedule: Schedule, one: Round, side: str, suite: Suite) -> tuple[list[Prompt], range]:
@@ -478,7 +500,7 @@ def told(found: Found) -> str:
         lines.append("No setting did better than the untouched model, so none was tested further.")
     else:
         lines += [
-            f"Tested on {verdict.pictures} pictures of {verdict.prompts} prompts that had no part in the choice: "
+            f"Tested on {verdict.pictures} pictures of {verdict.things} things that had no part in the choice: "
             f"{verdict.method}",
             f"rare: untouched {verdict.untouched:.3f}, lifted {verdict.lifted:.3f}, difference "
             f"{verdict.difference:+.3f}, p {verdict.p:.3f}",
