@@ -247,6 +247,34 @@ def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
         confirmed = {unit.prompt for unit, _ in read_scores(tmp_path / "tune" / f"confirm-{side}")}
         assert confirmed
         assert not confirmed & {prompt for prompt, _ in searched}
+        tested = {unit.seed for unit, _ in read_scores(tmp_path / "tune" / f"confirm-{side}")}
+        assert len(tested) > 1
+        assert not tested & {seed for _, seed in searched}
+
+
+def test_nearly_all_of_the_budget_is_drawn_and_the_profile_says_what_was(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve common prompts in each half or fewer: rounds of 1.9 times as many used to draw but one seed."""
+    tuning = asked(saved, files, budget=280)
+    for budget in range(280, 1200, 90):
+        schedule = replace(tuning, budget=budget).schedule(3)
+        for one in (*schedule.race, schedule.confirm):
+            for n, side, suite in ((one.rare, "rare", tuning.rare), (one.common, "common", tuning.common)):
+                assert suite is not None
+                chosen, seeds = tune._pictures(schedule, one, side, suite)
+                assert n - len(seeds) < len(chosen) * len(seeds) <= n
+                assert len({prompt.id for prompt in chosen}) == len(chosen)
+
+    monkeypatch.setattr(tune, "Worker", Table)
+    made = tune.tune(tuning, tmp_path / "tune").profile.made
+    assert made["pictures"] > 0.9 * tuning.budget
+    rounds = {**{one["round"]: one["drawn"] for one in made["race"]}, "confirm": made["confirm"]["drawn"]}
+    for name, sides in rounds.items():
+        for side, said in sides.items():
+            units = [unit for unit, _ in read_scores(tmp_path / "tune" / f"{name}-{side}")]
+            assert said["prompts"] == len({unit.prompt for unit in units})
+            assert said["seeds"] == sorted({unit.seed for unit in units})
 
 
 def test_stopped_at_any_picture_it_comes_to_the_same_end(

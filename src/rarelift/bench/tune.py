@@ -47,7 +47,7 @@ FORM = 1  # of the folder
 ASKED, PROFILE = "tune.json", "profile.json"
 MARGIN = 0.02
 _LEAST_RARE, _LEAST_COMMON = 16, 8  # things asked for; half of them are kept for the last test
-_SEED = 0  # of the halves and of the settings
+_SEED = 0  # of the halves and of the settings; pictures have others
 # What is sampled. alpha 1 and tokens="all" are no hopefuls.
 _ALPHAS = (1.5, 1.2, 1.35, 2.0, 1.1, 1.75)
 _OTHERS = (
@@ -281,9 +281,7 @@ def tune(tuning: Tuning, folder: Path) -> Found:
     outcome = racing.race(list(methods), schedule, draw, margin=tuning.margin)
     settings = methods[outcome.winner].settings if outcome.winner else None
     chosen = settings.to_dict() if isinstance(settings, Spread) else {"alpha": 1.0}
-    made = _made(tuning, folder, guidance, outcome, drawing.pictures)
-    _, seeds = _pictures(schedule, schedule.confirm, "rare", tuning.rare)
-    made["seeds"] = {"halves and settings": _SEED, "confirm": list(seeds)}
+    made = _made(tuning, folder, schedule, guidance, outcome, drawing.pictures)
     profile = Profile(about["model"], about["config"], chosen, made)
     write(folder / PROFILE, profile.to_json())
     return Found(folder / PROFILE, profile, outcome, drawing.pictures)
@@ -421,28 +419,39 @@ def _halves(suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
 def _pictures(schedule: Schedule, one: Round, side: str, suite: Suite) -> tuple[list[Prompt], range]:
     """The prompts and seeds of a round. Each round has its own seeds, so no picture is drawn, or counted, twice.
 
-    It takes the next prompts in turn; where they are fewer than its pictures, all of them with several seeds.
+    It takes the next prompts in turn, with so many seeds that they are enough for its pictures: of n pictures at most
+    seeds - 1 are left over. A seed is the same noise for all prompts, so the last test has two at least, where that
+    leaves it `racing.FEWEST_CONFIRMED` prompts.
     """
     search, confirm = _halves(suite)
-    if one is schedule.confirm:
-        n = getattr(one, side)
-        return confirm[:n], range(max(n // len(confirm), 1))
     passed = seed = 0
-    for other in filter(None, (schedule.sweep, *schedule.race)):
-        n = getattr(other, side)
-        seeds = range(seed, seed + max(n // len(search), 1))
+    for other in filter(None, (schedule.sweep, *schedule.race, schedule.confirm)):
+        n, last = getattr(other, side), other is schedule.confirm
+        half, first = (confirm, 0) if last else (search, passed)
+        seeds = max(-(-n // len(half)), 2 if last and n >= 2 * racing.FEWEST_CONFIRMED else 1)
+        count = n // seeds
         if other is one:
-            turned = [search[(passed + i) % len(search)] for i in range(min(n, len(search)))]
-            return turned, seeds
-        passed, seed = passed + n, seeds.stop
+            return [half[(first + i) % len(half)] for i in range(count)], range(seed, seed + seeds)
+        passed, seed = passed + count, seed + seeds
     raise ValueError(f"{one.name!r} is no round of this schedule")
 
 
 # ---------------------------------------------------------------- what is said of it
 
 
-def _made(tuning: Tuning, folder: Path, guidance: float | None, outcome: Outcome, pictures: int) -> dict[str, Any]:
+def _made(
+    tuning: Tuning, folder: Path, schedule: Schedule, guidance: float | None, outcome: Outcome, pictures: int
+) -> dict[str, Any]:
     verdict = outcome.verdict
+
+    def drawn(one: Round) -> dict[str, Any]:
+        """Of each method, untouched included."""
+        found: dict[str, Any] = {}
+        for side, suite in (("rare", tuning.rare), ("common", tuning.common)):
+            chosen, seeds = _pictures(schedule, one, side, suite) if suite else ((), ())
+            found[side] = {"prompts": len(chosen), "seeds": list(seeds)}
+        return found
+
     return {
         "command": command(tuning, folder),
         "source": tuning.model,
@@ -452,13 +461,13 @@ def _made(tuning: Tuning, folder: Path, guidance: float | None, outcome: Outcome
         "race": [
             {
                 "round": one.name,
-                "rare": one.rare,
-                "common": one.common,
+                "drawn": drawn(one),
                 "settings": [dataclasses.asdict(s) for s in found],
             }
             for one, found in outcome.standings
         ],
-        "confirm": verdict and {k: _list(v) for k, v in vars(verdict).items()},
+        "confirm": verdict and {"drawn": drawn(schedule.confirm), **{k: _list(v) for k, v in vars(verdict).items()}},
+        "seed": _SEED,
         "with": made_with(),
     }
 
