@@ -21,7 +21,7 @@ from rarelift.bench.drawing import Made
 from rarelift.bench.racing import Round, Schedule, Scores, deal, race
 from rarelift.bench.runs import UNTOUCHED, Method, Plan, read_scores
 from rarelift.menagerie.world import ATTRIBUTES
-from rarelift.profiles import read
+from rarelift.profiles import Profile, read
 from rarelift.settings import Spread
 
 # ---------------------------------------------------------------- the budget
@@ -146,11 +146,26 @@ def test_a_picture_of_nan_is_out_and_silence_of_the_metric_is_not() -> None:
     assert told.why == "a picture came out as NaN"
 
 
+@pytest.mark.parametrize("scored", [0, 1, 20])
+def test_common_prompts_without_scores_let_nothing_win(scored: int) -> None:
+    draw = world(0, {"m": 0.3}, {})
+
+    def silent(one: Round, methods: Sequence[str]) -> tuple[Scores, Scores]:
+        rare, common = draw(one, methods)
+        return rare, {m: dict(list(scores.items())[:scored]) for m, scores in common.items() if scored}
+
+    told = race(["m"], deal(1000, settings=1), silent, margin=0.5).verdict
+    assert told is not None
+    assert told.won == (scored > 1)
+    assert told.won or told.why.startswith(f"of the common prompts that were drawn, {scored} have a score")
+    assert race(["m"], deal(1000, settings=1, common=False), silent, margin=0.5).winner == "m"
+
+
 def test_few_changes_of_one_direction_are_no_win() -> None:
     """Four pictures of forty better and none worse: the interval excludes zero, and chance does it often."""
     base = {(f"p{i}", 0): 0.0 for i in range(40)}
     rare = {UNTOUCHED: base, "m": {**base, **{(f"p{i}", 0): 1.0 for i in range(4)}}}
-    found = racing.judge("m", rare, {}, margin=0.02)
+    found = racing.judge("m", rare, {}, margin=0.02, guarded=False)
     assert found.difference.low > 0
     assert found.p == pytest.approx(0.125, abs=0.01)
     assert not found.won
@@ -231,6 +246,31 @@ def test_what_is_known_to_be_best_is_in_the_profile(
     assert "lift:alpha=2,carry=0.5" in tune.told(found)
     assert made["command"].startswith(f"rarelift tune tune --model {saved} --budget 600 --suite PATH-OF-rare --common")
     assert rarelift.apply(pipelines.load(str(saved)).pipe, profile=found.path).settings == Spread(2.0, 0.5)
+
+
+def told_of(**changed: Any) -> str:
+    """What is said of a test with these numbers, in a profile at guidance_scale 3."""
+    zero = stats.Estimate(0.0, 0.0, 0.0)
+    given = {
+        "untouched": zero,
+        "lifted": zero,
+        "difference": zero,
+        "p": 1.0,
+        "detectable": 0.0,
+        "common": zero,
+        "won": False,
+        "why": "",
+    }
+    verdict = racing.Verdict("lift", things=9, pictures=9, **{**given, **changed})
+    made = {"guidance_scale": 3.0, "asked": {"common": {}}}
+    profile = Profile("M", {}, {"alpha": 1.5}, made)
+    return tune.told(tune.Found(Path("tune/profile.json"), profile, racing.Outcome((), verdict), 18))
+
+
+def test_the_common_loss_that_is_not_ruled_out_is_told() -> None:
+    assert "a loss of 0.034 is not ruled out" in told_of(common=stats.Estimate(-0.01, -0.034, 0.02))
+    assert "ruled out" not in told_of(common=stats.Estimate(0.1, 0.01, 0.2))
+    assert "common: too few scores to compare" in told_of(common=None)
 
 
 def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(

@@ -123,8 +123,8 @@ class Standing:
 class Verdict:
     """The last test, on things and noise of its own: `pictures` of so many different `things`.
 
-    `common` is the paired difference, None where none were drawn; `detectable` the smallest true difference of rare
-    scores that a repeat would find with chance 0.8; `why` it did not win, empty where it did.
+    `common` is the paired difference, None where fewer than two have a score; `detectable` the smallest true difference
+    of rare scores that a repeat would find with chance 0.8; `why` it did not win, empty where it did.
     """
 
     method: str
@@ -183,7 +183,8 @@ def race(methods: Sequence[str], schedule: Schedule, draw: Draw, *, margin: floa
     told = tuple(standings)
     if not alive or (told and told[-1][1][0].rare <= 0):
         return Outcome(told, None)
-    return Outcome(told, judge(alive[0], *draw(schedule.confirm, [UNTOUCHED, alive[0]]), margin=margin))
+    tested = draw(schedule.confirm, [UNTOUCHED, alive[0]])
+    return Outcome(told, judge(alive[0], *tested, margin=margin, guarded=schedule.confirm.common > 0))
 
 
 def _ranked(alive: list[str], rare: Scores, common: Scores, margin: float) -> tuple[list[str], list[str]]:
@@ -232,12 +233,16 @@ def _harms(method: str, common: Scores, margin: float) -> bool:
     return bool(apart.mean() + error < -margin * abs(untouched.mean()))
 
 
-def judge(method: str, rare: Scores, common: Scores, *, margin: float) -> Verdict:
+def judge(method: str, rare: Scores, common: Scores, *, margin: float, guarded: bool) -> Verdict:
     """Whether a method beats untouched: the bootstrap interval of the paired difference lies above zero, the sign-flip
     test agrees, and common prompts lose no more than the margin.
 
     The interval alone would be too easily pleased: where few pictures change, and those by chance the same way, it
     excludes zero more often than it says. The test is exact there.
+
+    Args:
+        guarded: whether common prompts were given. Without a score of them nothing tells whether they suffer, so the
+            method cannot win.
 
     Raises:
         ValueError: fewer than two things were scored.
@@ -253,6 +258,11 @@ def judge(method: str, rare: Scores, common: Scores, *, margin: float) -> Verdic
         why = "the interval of the difference does not lie above zero"
     elif p > LEVEL:
         why = f"the interval lies above zero, but so few pictures changed that the sign-flip test says p = {p:.3f}"
+    elif guarded and told is None:
+        why = (
+            f"of the common prompts that were drawn, {len(set(common_things))} have a score of both, and two at least "
+            "are needed to tell whether they suffer"
+        )
     elif lost:
         why = f"common prompts lose more than the margin of {margin:g}"
     else:

@@ -516,9 +516,7 @@ def told(found: Found) -> str:
             f"A repeat of this size would be likely to find a true difference of {verdict.detectable:.3f}."
             if verdict.detectable
             else "No score differs between the two.",
-            "common: not guarded, for no common prompts were given"
-            if verdict.common is None
-            else f"common: difference {verdict.common:+.3f}",
+            _told_of_common(verdict.common, given=made["asked"]["common"] is not None),
         ]
     if outcome.winner:
         lines.append(f"The profile holds {outcome.winner}.")
@@ -526,3 +524,10 @@ def told(found: Found) -> str:
         why = f" ({verdict.why})" if verdict else ""
         lines.append(f"Nothing beats the untouched model here{why}: the profile says alpha 1, which changes nothing.")
     return "\n".join(lines) + "\n"
+
+
+def _told_of_common(common: stats.Estimate | None, *, given: bool) -> str:
+    if common is None:
+        return "common: too few scores to compare" if given else "common: not guarded, for no common prompts were given"
+    ruled_out = f"; a loss of {-common.low:.3f} is not ruled out" if common.low < 0 else ""
+    return f"common: difference {common:+.3f}{ruled_out}"
