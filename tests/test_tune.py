@@ -244,6 +244,7 @@ def test_what_is_known_to_be_best_is_in_the_profile(
     assert low <= 0.3 + 1e-9
     assert high >= 0.3 - 1e-9
     assert "lift:alpha=2,carry=0.5" in tune.told(found)
+    assert tune.told(found).endswith(f"--profile {found.path} --guidance 3\n")
     assert made["command"].startswith(f"rarelift tune tune --model {saved} --budget 600 --suite PATH-OF-rare --common")
     assert rarelift.apply(pipelines.load(str(saved)).pipe, profile=found.path).settings == Spread(2.0, 0.5)
 
@@ -262,9 +263,18 @@ def told_of(**changed: Any) -> str:
         "why": "",
     }
     verdict = racing.Verdict("lift", things=9, pictures=9, **{**given, **changed})
-    made = {"guidance_scale": 3.0, "asked": {"common": {}}}
+    made = {"guidance_scale": 3.0, "asked": {"common": {}}, "left_out": {"lift:start=0.5": "no step"}}
     profile = Profile("M", {}, {"alpha": 1.5}, made)
     return tune.told(tune.Found(Path("tune/profile.json"), profile, racing.Outcome((), verdict), 18))
+
+
+def test_what_did_not_change_and_what_was_left_out_is_told() -> None:
+    assert "No score differs between the two." in told_of()
+    assert "Left out, since it fails here: lift:start=0.5: no step" in told_of()
+    one = stats.Estimate(1.0, 1.0, 1.0)
+    assert "The difference is the same for every thing" in told_of(lifted=one, difference=one, won=True)
+    assert "tested at guidance_scale 3, which a profile does not set" in told_of(lifted=one, difference=one, won=True)
+    assert "true difference of 0.250" in told_of(detectable=0.25)
 
 
 def test_the_common_loss_that_is_not_ruled_out_is_told() -> None:
@@ -362,8 +372,7 @@ def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], t
     (folder / "tune.json").write_text('{"form": 1}')
     with pytest.raises(ValueError, match="cannot be read: KeyError"):
         tune.tune(tuning, folder)
-    held = {"form": 7, "asked": {}, "model": "", "config": {}, "methods": []}
-    (folder / "tune.json").write_text(json.dumps(held))
+    (folder / "tune.json").write_text('{"form": 7}')
     with pytest.raises(ValueError, match="has form 7"):
         tune.tune(tuning, folder)
     (folder / "tune.json").rename(folder / "letter.txt")
@@ -375,9 +384,10 @@ def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], t
 
 
 def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
-    found = tune.sampled(pipe, 64)
+    found, left_out = tune.sampled(pipe, 64, lambda _: "")
     assert len({method.settings for method in found}) == len(found) == 64
-    assert found == tune.sampled(pipe, 64)
+    assert not left_out
+    assert found == tune.sampled(pipe, 64, lambda _: "")[0]
     assert found[0].settings == Spread()
     assert all(Method.parse(method.name) == method for method in found)
     assert not rarelift.inspect(pipe).settings
@@ -386,6 +396,41 @@ def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
     for field in ("alpha", "carry", "tokens", "start", "stop", "branch"):
         assert len({getattr(s, field) for s in told}) > 1
     assert not tune._honoured(pipe, Spread(blocks=(99,)))
+
+
+def test_sampled_settings_that_fail_in_the_call_are_left_out(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "_ALPHAS", (1.5,))
+    monkeypatch.setattr(tune, "_OTHERS", (("start=0.5,stop=1",), ("carry=0.5",)))
+    about = tune._Drawing(asked(saved, files, budget=400, methods=()), tmp_path / "tune").begun()
+    assert about["methods"] == ["lift:alpha=1.5", "lift:alpha=1.5,carry=0.5"]
+    assert set(about["left_out"]) == {"lift:alpha=1.5,start=0.5,stop=1", "lift:alpha=1.5,start=0.5,stop=1,carry=0.5"}
+    assert all("hold none of the 1 steps" in why for why in about["left_out"].values())
+    assert {path.name for path in (tmp_path / "tune").iterdir()} == {"tune.json"}
+    broken = tune._Drawing(asked(saved, files, budget=400, methods=(), height=3), tmp_path / "other")
+    with pytest.raises(ValueError, match="divisible by"):  # whatever the setting, so none is to blame
+        broken.begun()
+
+
+def test_a_tuning_goes_on_with_the_model_it_began_with(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    tuning = asked(saved, files)
+    tune._Drawing(tuning, tmp_path / "tune").begun()
+    path = tmp_path / "tune" / "tune.json"
+    held = json.loads(path.read_text())
+    for changed, said in (
+        ({"dtype": "bfloat16"}, "dtype is bfloat16 there and float32 here"),
+        ({"config": {**held["config"], "num_layers": 9}}, "num_layers is 9 there and 3 here"),
+        ({"model": "FluxTransformer2DModel"}, "its class is FluxTransformer2DModel, and this is SD3"),
+    ):
+        path.write_text(json.dumps({**held, **changed}))
+        with pytest.raises(ValueError, match=f"holds a tuning of another model .* is now: {said}"):
+            tune.tune(tuning, tmp_path / "tune")
+
+
+def test_the_command_keeps_the_format(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    assert "--format" not in tune.command(asked(saved, files), tmp_path)
+    assert " --format lines " in tune.command(asked(saved, files, suite_format="lines"), tmp_path)
 
 
 @pytest.mark.parametrize(

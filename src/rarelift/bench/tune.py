@@ -35,7 +35,7 @@ from .runs import LIFT, UNTOUCHED, Method, Plan, Run, made_with, write
 from .session import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
@@ -72,6 +72,7 @@ class Tuning:
         methods: settings to race; none samples them.
         margin: share of the untouched model's common score that may be lost.
         batch_size, call, dtype: as in `Plan`.
+        suite_format: the prompts were read as; for `command` alone, since what was read is compared itself.
     """
 
     rare: Suite
@@ -85,6 +86,7 @@ class Tuning:
     batch_size: int = 16
     call: tuple[tuple[str, Any], ...] = ()
     dtype: str | None = None
+    suite_format: str | None = None
 
     def schedule(self, settings: int | None) -> Schedule:
         """Of so many settings; None for as many as the budget pays for."""
@@ -157,6 +159,7 @@ def planned(
         batch_size or (16 if model == pipelines.BUNDLED else 1),
         tuple(sorted(call.items())),
         dtype,
+        suite_format,
     )
     if len(set(tuning.guidances)) < len(tuning.guidances):
         raise ValueError(f"guidances holds a value twice: {', '.join(map(str, guidances))}")
@@ -204,11 +207,15 @@ def _thing(prompt: Prompt) -> Hashable:
 # ---------------------------------------------------------------- settings to race
 
 
-def sampled(pipe: DiffusionPipeline, n: int) -> list[Method]:
-    """Settings to race on a pipeline, at most `n`, different and in the order of their distance from the defaults.
+def sampled(pipe: DiffusionPipeline, n: int, fails: Callable[[Method], str]) -> tuple[list[Method], dict[str, str]]:
+    """Settings to race on a pipeline, and by name what was left out, with the reason.
 
-    The alphas alone come first; then alphas with others of `_OTHERS`, of each group one or, as often, none. What the
-    pipeline cannot honour is left out.
+    At most `n`, of twice as many that are tried, different and in the order of their distance from the defaults. The
+    alphas alone come first; then alphas with others of `_OTHERS`, of each group one or, as often, none. What the
+    pipeline cannot honour is passed by.
+
+    Args:
+        fails: the reason why a method fails in the call that is tuned, empty where it does not: some show only there.
     """
     handle = apply(pipe, alpha=1.0)
     blocks = 1 + max(site.index for site in handle.sites)
@@ -219,14 +226,22 @@ def sampled(pipe: DiffusionPipeline, n: int) -> list[Method]:
         "second_half": f"{blocks - half}-{blocks - 1}",
         "first_quarter": f"0-{quarter - 1}",
     }
-    found: dict[Spread, Method] = {}
+    seen: set[Spread] = set()
+    found: list[Method] = []
+    left_out: dict[str, str] = {}
     for words in _draws(random.Random(_SEED)):
-        if len(found) == n:
+        if len(found) == n or len(seen) == 2 * n:
             break
         method = Method.parse(f"{LIFT}:{','.join(words).format(**parts)}")
-        if isinstance(method.settings, Spread) and method.settings not in found and _honoured(pipe, method.settings):
-            found[method.settings] = method
-    return list(found.values())
+        settings = method.settings
+        if not isinstance(settings, Spread) or settings in seen or not _honoured(pipe, settings):
+            continue
+        seen.add(settings)
+        if why := fails(method):
+            left_out[method.name] = why
+        else:
+            found.append(method)
+    return found, left_out
 
 
 def _draws(rng: random.Random, tries: int = 4000) -> Iterator[list[str]]:
@@ -282,6 +297,7 @@ def tune(tuning: Tuning, folder: Path) -> Found:
     settings = methods[outcome.winner].settings if outcome.winner else None
     chosen = settings.to_dict() if isinstance(settings, Spread) else {"alpha": 1.0}
     made = _made(tuning, folder, schedule, guidance, outcome, drawing.pictures)
+    made |= {key: about[key] for key in ("dtype", "left_out")}
     profile = Profile(about["model"], about["config"], chosen, made)
     write(folder / PROFILE, profile.to_json())
     return Found(folder / PROFILE, profile, outcome, drawing.pictures)
@@ -297,11 +313,15 @@ class _Drawing:
         self.tuning, self.folder = tuning, folder
         self.pictures = 0
         """Of the rounds so far, whenever they were drawn."""
+        self._before: dict[str, Any] | None = None  # what tune.json says, where the tuning goes on
 
     @functools.cached_property
     def model(self) -> pipelines.Model:
         dtype = None if self.tuning.dtype is None else getattr(import_module("torch"), self.tuning.dtype)
-        return pipelines.load(self.tuning.model, dtype=dtype)
+        model = pipelines.load(self.tuning.model, dtype=dtype)
+        if self._before is not None:
+            _check_same(self.folder, self._before, model)
+        return model
 
     @functools.cached_property
     def scorer(self) -> Any:
@@ -311,16 +331,61 @@ class _Drawing:
         """What `tune.json` says of the settings and the model; written first where there is none."""
         path, asked = self.folder / ASKED, json.loads(json.dumps(self.tuning.to_dict()))
         if path.is_file():
-            return _resumed(path, asked)
+            self._before = _resumed(path, asked)
+            return self._before
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(f"{self.folder} is no tuning: it has files but no {ASKED}; give a new folder")
         model, config = identity(self.model.pipe)
         wanted = self.tuning.schedule(None).settings if not self.tuning.methods else 0
-        methods = self.tuning.methods or sampled(self.model.pipe, wanted)
-        about = {"model": model, "config": config, "methods": [method.name for method in methods]}
+        methods, left_out = self._sampled(wanted) if wanted else (list(self.tuning.methods), {})
+        names = [method.name for method in methods]
+        about = {"model": model, "config": config, "dtype": _dtype(self.model), "methods": names, "left_out": left_out}
         self.folder.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps({"form": FORM, "asked": asked, **about}, indent=2) + "\n")
         return about
+
+    def _sampled(self, n: int) -> tuple[list[Method], dict[str, str]]:
+        """As `sampled`, each tried on one picture at each guidance; these pictures are neither kept nor counted."""
+
+        def draw(method: Method) -> None:
+            plan = self._plan(self.tuning.rare.prompts[:1], [method], self.tuning.guidances, (_SEED,))
+            worker = Worker(plan, self.model, [])
+            for _, guidance in plan.groups:
+                worker(plan.units(method, guidance))
+
+        def fails(method: Method) -> str:
+            try:
+                draw(method)
+            except (ValueError, RuntimeError) as error:
+                return pipelines.first_line(error)
+            return ""
+
+        draw(Method(UNTOUCHED))  # where this fails no setting is to blame
+        methods, left_out = sampled(self.model.pipe, n, fails)
+        if not methods:
+            why = next(iter(left_out.values()), "the pipeline honours none of them")
+            raise ValueError(f"none of the sampled settings can be drawn with this call: {why}")
+        return methods, left_out
+
+    def _plan(
+        self,
+        chosen: Sequence[Prompt],
+        methods: Sequence[Method],
+        guidances: tuple[float | None, ...],
+        seeds: Sequence[int],
+        side: str = "rare",
+    ) -> Plan:
+        return Plan(
+            replace(getattr(self.tuning, side), prompts=tuple(chosen)),
+            tuple(methods),
+            guidances,
+            tuple(seeds),
+            self.tuning.model,
+            self.tuning.batch_size,
+            self.tuning.call,
+            (self.tuning.metric,),
+            self.tuning.dtype,
+        )
 
     def best_guidance(self, schedule: Schedule) -> float | None:
         """Of the untouched model: the highest mean of rare and common scores; the first of equals."""
@@ -354,17 +419,7 @@ class _Drawing:
         if suite is None:
             return {}
         chosen, seeds = _pictures(schedule, one, side, suite)
-        plan = Plan(
-            replace(suite, prompts=tuple(chosen)),
-            tuple(methods),
-            guidances,
-            tuple(seeds),
-            self.tuning.model,
-            self.tuning.batch_size,
-            self.tuning.call,
-            (self.tuning.metric,),
-            self.tuning.dtype,
-        )
+        plan = self._plan(chosen, methods, guidances, seeds, side)
         run = Run(self.folder / f"{one.name}-{side}", plan)
         with run.open():
             if batches := list(run.missing()):
@@ -385,7 +440,10 @@ class _Drawing:
 def _resumed(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        form, before, about = held["form"], held["asked"], {key: held[key] for key in ("model", "config", "methods")}
+        form = held["form"]
+        if form == FORM:
+            before = held["asked"]
+            about = {key: held[key] for key in ("model", "config", "dtype", "methods", "left_out")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if form != FORM:
@@ -397,6 +455,22 @@ def _resumed(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
                 f"{json.dumps(value)}; give another folder, or the same settings to go on"
             )
     return about
+
+
+def _dtype(model: pipelines.Model) -> str:
+    return str(model.pipe.dtype).removeprefix("torch.")
+
+
+def _check_same(folder: Path, before: dict[str, Any], model: pipelines.Model) -> None:
+    """Raise ValueError where a tuning would go on with another model, or in another arithmetic."""
+    found = Profile(before["model"], before["config"], {}, {}).differences(*identity(model.pipe))
+    if (dtype := _dtype(model)) != before["dtype"]:
+        found.append(f"dtype is {before['dtype']} there and {dtype} here")
+    if found:
+        raise ValueError(
+            f"{folder} holds a tuning of another model than {model.name!r} is now: {'; '.join(found)}; give another "
+            "folder, or the same model and --dtype to go on"
+        )
 
 
 def _halves(suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
@@ -484,6 +558,7 @@ def command(tuning: Tuning, folder: Path) -> str:
         if suite is not None:
             ours = suite.name in prompts.SUITES and _load(suite.name, None, 1).digest == suite.digest
             words += [option, suite.name if ours else f"PATH-OF-{suite.name}"]
+    words += ["--format", tuning.suite_format] if tuning.suite_format else []
     words += ["--metric", tuning.metric, "--margin", f"{tuning.margin:g}"]
     for guidance in tuning.guidances:
         words += ["--guidance", f"{guidance!r}"] if guidance is not None else []
@@ -500,6 +575,7 @@ def told(found: Found) -> str:
     made, outcome = found.profile.made, found.outcome
     guidance = "the model's own" if made["guidance_scale"] is None else f"{made['guidance_scale']:g}"
     lines = [f"{found.pictures} pictures, guidance_scale {guidance}"]
+    lines += [f"Left out, since it fails here: {name}: {why}" for name, why in made["left_out"].items()]
     for one, standings in outcome.standings:
         best = standings[0]
         common = "" if best.common is None else f", common {best.common:+.3f}"
@@ -514,16 +590,27 @@ def told(found: Found) -> str:
             f"rare: untouched {verdict.untouched:.3f}, lifted {verdict.lifted:.3f}, difference "
             f"{verdict.difference:+.3f}, p {verdict.p:.3f}",
             f"A repeat of this size would be likely to find a true difference of {verdict.detectable:.3f}."
-            if verdict.detectable
+            if not math.isclose(verdict.detectable, 0.0, abs_tol=1e-9)
+            else "The difference is the same for every thing, so its scatter cannot be told."
+            if verdict.difference.value
             else "No score differs between the two.",
             _told_of_common(verdict.common, given=made["asked"]["common"] is not None),
         ]
     if outcome.winner:
-        lines.append(f"The profile holds {outcome.winner}.")
+        lines += [f"The profile holds {outcome.winner}.", _told_of_guidance(made["guidance_scale"], found.path)]
     else:
         why = f" ({verdict.why})" if verdict else ""
         lines.append(f"Nothing beats the untouched model here{why}: the profile says alpha 1, which changes nothing.")
     return "\n".join(lines) + "\n"
+
+
+def _told_of_guidance(guidance: float | None, path: Path) -> str:
+    if guidance is None:
+        return "It was tested at the model's own guidance_scale, and says nothing of another one."
+    return (
+        f"It was tested at guidance_scale {guidance:g}, which a profile does not set, and says nothing of another one: "
+        f"pass it too, as in rarelift generate ... --profile {path} --guidance {guidance:g}"
+    )
 
 
 def _told_of_common(common: stats.Estimate | None, *, given: bool) -> str:
