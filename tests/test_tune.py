@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 import rarelift
-from rarelift import pipelines
+from rarelift import pipelines, prompts
 from rarelift.bench import racing, stats, tune
 from rarelift.bench.drawing import Made
 from rarelift.bench.racing import Round, Schedule, Scores, deal, race
 from rarelift.bench.runs import UNTOUCHED, Method, Plan, read_scores
-from rarelift.profiles import read
+from rarelift.menagerie.world import ATTRIBUTES
+from rarelift.profiles import Profile, read
 from rarelift.settings import Spread
 
 # ---------------------------------------------------------------- the budget
@@ -145,11 +146,26 @@ def test_a_picture_of_nan_is_out_and_silence_of_the_metric_is_not() -> None:
     assert told.why == "a picture came out as NaN"
 
 
+@pytest.mark.parametrize("scored", [0, 1, 20])
+def test_common_prompts_without_scores_let_nothing_win(scored: int) -> None:
+    draw = world(0, {"m": 0.3}, {})
+
+    def silent(one: Round, methods: Sequence[str]) -> tuple[Scores, Scores]:
+        rare, common = draw(one, methods)
+        return rare, {m: dict(list(scores.items())[:scored]) for m, scores in common.items() if scored}
+
+    told = race(["m"], deal(1000, settings=1), silent, margin=0.5).verdict
+    assert told is not None
+    assert told.won == (scored > 1)
+    assert told.won or told.why.startswith(f"of the common prompts that were drawn, {scored} have a score")
+    assert race(["m"], deal(1000, settings=1, common=False), silent, margin=0.5).winner == "m"
+
+
 def test_few_changes_of_one_direction_are_no_win() -> None:
     """Four pictures of forty better and none worse: the interval excludes zero, and chance does it often."""
     base = {(f"p{i}", 0): 0.0 for i in range(40)}
     rare = {UNTOUCHED: base, "m": {**base, **{(f"p{i}", 0): 1.0 for i in range(4)}}}
-    found = racing.judge("m", rare, {}, margin=0.02)
+    found = racing.judge("m", rare, {}, margin=0.02, guarded=False)
     assert found.difference.low > 0
     assert found.p == pytest.approx(0.125, abs=0.01)
     assert not found.won
@@ -228,8 +244,43 @@ def test_what_is_known_to_be_best_is_in_the_profile(
     assert low <= 0.3 + 1e-9
     assert high >= 0.3 - 1e-9
     assert "lift:alpha=2,carry=0.5" in tune.told(found)
+    assert tune.told(found).endswith(f"--profile {found.path} --guidance 3\n")
     assert made["command"].startswith(f"rarelift tune tune --model {saved} --budget 600 --suite PATH-OF-rare --common")
     assert rarelift.apply(pipelines.load(str(saved)).pipe, profile=found.path).settings == Spread(2.0, 0.5)
+
+
+def told_of(**changed: Any) -> str:
+    """What is said of a test with these numbers, in a profile at guidance_scale 3."""
+    zero = stats.Estimate(0.0, 0.0, 0.0)
+    given = {
+        "untouched": zero,
+        "lifted": zero,
+        "difference": zero,
+        "p": 1.0,
+        "detectable": 0.0,
+        "common": zero,
+        "won": False,
+        "why": "",
+    }
+    verdict = racing.Verdict("lift", things=9, pictures=9, **{**given, **changed})
+    made = {"guidance_scale": 3.0, "asked": {"common": {}}, "left_out": {"lift:start=0.5": "no step"}}
+    profile = Profile("M", {}, {"alpha": 1.5}, made)
+    return tune.told(tune.Found(Path("tune/profile.json"), profile, racing.Outcome((), verdict), 18))
+
+
+def test_what_did_not_change_and_what_was_left_out_is_told() -> None:
+    assert "No score differs between the two." in told_of()
+    assert "Left out, since it fails here: lift:start=0.5: no step" in told_of()
+    one = stats.Estimate(1.0, 1.0, 1.0)
+    assert "The difference is the same for every thing" in told_of(lifted=one, difference=one, won=True)
+    assert "tested at guidance_scale 3, which a profile does not set" in told_of(lifted=one, difference=one, won=True)
+    assert "true difference of 0.250" in told_of(detectable=0.25)
+
+
+def test_the_common_loss_that_is_not_ruled_out_is_told() -> None:
+    assert "a loss of 0.034 is not ruled out" in told_of(common=stats.Estimate(-0.01, -0.034, 0.02))
+    assert "ruled out" not in told_of(common=stats.Estimate(0.1, 0.01, 0.2))
+    assert "common: too few scores to compare" in told_of(common=None)
 
 
 def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
@@ -246,6 +297,34 @@ def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
         confirmed = {unit.prompt for unit, _ in read_scores(tmp_path / "tune" / f"confirm-{side}")}
         assert confirmed
         assert not confirmed & {prompt for prompt, _ in searched}
+        tested = {unit.seed for unit, _ in read_scores(tmp_path / "tune" / f"confirm-{side}")}
+        assert len(tested) > 1
+        assert not tested & {seed for _, seed in searched}
+
+
+def test_nearly_all_of_the_budget_is_drawn_and_the_profile_says_what_was(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve common prompts in each half or fewer: rounds of 1.9 times as many used to draw but one seed."""
+    tuning = asked(saved, files, budget=280)
+    for budget in range(280, 1200, 90):
+        schedule = replace(tuning, budget=budget).schedule(3)
+        for one in (*schedule.race, schedule.confirm):
+            for n, side, suite in ((one.rare, "rare", tuning.rare), (one.common, "common", tuning.common)):
+                assert suite is not None
+                chosen, seeds = tune._pictures(schedule, one, side, suite)
+                assert n - len(seeds) < len(chosen) * len(seeds) <= n
+                assert len({prompt.id for prompt in chosen}) == len(chosen)
+
+    monkeypatch.setattr(tune, "Worker", Table)
+    made = tune.tune(tuning, tmp_path / "tune").profile.made
+    assert made["pictures"] > 0.9 * tuning.budget
+    rounds = {**{one["round"]: one["drawn"] for one in made["race"]}, "confirm": made["confirm"]["drawn"]}
+    for name, sides in rounds.items():
+        for side, said in sides.items():
+            units = [unit for unit, _ in read_scores(tmp_path / "tune" / f"{name}-{side}")]
+            assert said["prompts"] == len({unit.prompt for unit in units})
+            assert said["seeds"] == sorted({unit.seed for unit in units})
 
 
 def test_stopped_at_any_picture_it_comes_to_the_same_end(
@@ -293,8 +372,7 @@ def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], t
     (folder / "tune.json").write_text('{"form": 1}')
     with pytest.raises(ValueError, match="cannot be read: KeyError"):
         tune.tune(tuning, folder)
-    held = {"form": 7, "asked": {}, "model": "", "config": {}, "methods": []}
-    (folder / "tune.json").write_text(json.dumps(held))
+    (folder / "tune.json").write_text('{"form": 7}')
     with pytest.raises(ValueError, match="has form 7"):
         tune.tune(tuning, folder)
     (folder / "tune.json").rename(folder / "letter.txt")
@@ -306,9 +384,10 @@ def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], t
 
 
 def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
-    found = tune.sampled(pipe, 64)
+    found, left_out = tune.sampled(pipe, 64, lambda _: "")
     assert len({method.settings for method in found}) == len(found) == 64
-    assert found == tune.sampled(pipe, 64)
+    assert not left_out
+    assert found == tune.sampled(pipe, 64, lambda _: "")[0]
     assert found[0].settings == Spread()
     assert all(Method.parse(method.name) == method for method in found)
     assert not rarelift.inspect(pipe).settings
@@ -317,6 +396,41 @@ def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
     for field in ("alpha", "carry", "tokens", "start", "stop", "branch"):
         assert len({getattr(s, field) for s in told}) > 1
     assert not tune._honoured(pipe, Spread(blocks=(99,)))
+
+
+def test_sampled_settings_that_fail_in_the_call_are_left_out(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "_ALPHAS", (1.5,))
+    monkeypatch.setattr(tune, "_OTHERS", (("start=0.5,stop=1",), ("carry=0.5",)))
+    about = tune._Drawing(asked(saved, files, budget=400, methods=()), tmp_path / "tune").begun()
+    assert about["methods"] == ["lift:alpha=1.5", "lift:alpha=1.5,carry=0.5"]
+    assert set(about["left_out"]) == {"lift:alpha=1.5,start=0.5,stop=1", "lift:alpha=1.5,start=0.5,stop=1,carry=0.5"}
+    assert all("hold none of the 1 steps" in why for why in about["left_out"].values())
+    assert {path.name for path in (tmp_path / "tune").iterdir()} == {"tune.json"}
+    broken = tune._Drawing(asked(saved, files, budget=400, methods=(), height=3), tmp_path / "other")
+    with pytest.raises(ValueError, match="divisible by"):  # whatever the setting, so none is to blame
+        broken.begun()
+
+
+def test_a_tuning_goes_on_with_the_model_it_began_with(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    tuning = asked(saved, files)
+    tune._Drawing(tuning, tmp_path / "tune").begun()
+    path = tmp_path / "tune" / "tune.json"
+    held = json.loads(path.read_text())
+    for changed, said in (
+        ({"dtype": "bfloat16"}, "dtype is bfloat16 there and float32 here"),
+        ({"config": {**held["config"], "num_layers": 9}}, "num_layers is 9 there and 3 here"),
+        ({"model": "FluxTransformer2DModel"}, "its class is FluxTransformer2DModel, and this is SD3"),
+    ):
+        path.write_text(json.dumps({**held, **changed}))
+        with pytest.raises(ValueError, match=f"holds a tuning of another model .* is now: {said}"):
+            tune.tune(tuning, tmp_path / "tune")
+
+
+def test_the_command_keeps_the_format(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    assert "--format" not in tune.command(asked(saved, files), tmp_path)
+    assert " --format lines " in tune.command(asked(saved, files, suite_format="lines"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +459,25 @@ def test_too_few_prompts(saved: Path, files: tuple[str, str]) -> None:
     Path(files[0]).write_text("a lion\na crown")
     with pytest.raises(ValueError, match="has 2 prompts; tuning needs 16"):
         asked(saved, files)
+
+
+def test_phrasings_of_a_thing_stay_on_one_side_and_count_as_one(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phrased = prompts.load("menagerie-common", split="tune")
+    things = {prompt.id: tuple(prompt.meta[a] for a in ATTRIBUTES) for prompt in phrased.prompts}
+    assert len(set(things.values())) < len(things) / 2
+    search, confirm = ([things[prompt.id] for prompt in half] for half in tune._halves(phrased))
+    assert not set(search) & set(confirm)
+    assert len(search) + len(confirm) == len(things)
+    assert len(set(search[:40])) == 40
+
+    monkeypatch.setattr(tune, "Worker", Table)
+    tuning = replace(asked(saved, files, budget=450, methods=("lift:alpha=2,carry=0.5",)), rare=phrased)
+    verdict = tune.tune(tuning, tmp_path / "tune").outcome.verdict
+    assert verdict is not None
+    drawn = {unit.prompt for unit, _ in read_scores(tmp_path / "tune" / "confirm-rare")}
+    assert verdict.things == len({things[prompt] for prompt in drawn}) < len(drawn)
 
 
 def test_menagerie_is_tuned_on_its_tuning_half() -> None:

@@ -3,14 +3,14 @@
 Successive halving (Karnin, Koren and Somekh 2013, ICML; Jamieson and Talwalkar 2016, arXiv 1502.07943): all settings
 are drawn for a few prompts, the better half of them for more, until one is left, and each round costs the same. Every
 comparison is with the untouched pictures of the same prompts and noise. The best of many looks good by luck too, so the
-one that is left is tested once, on prompts that had no say in choosing it. No picture is touched here.
+one that is left is tested once, on things that had no say in choosing it. No picture is touched here.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,8 @@ from . import stats
 from .runs import UNTOUCHED
 from .stats import Estimate
 
-Key = tuple[str, int]  # prompt and seed
+Key = tuple[Hashable, Hashable]
+"""What is asked for, and which picture of it. Phrasings of one thing are one: what is resampled and flipped whole."""
 Scores = Mapping[str, Mapping[Key, float]]
 """By method, by picture; NaN where no picture came out, and nothing where the metric had nothing to say."""
 
@@ -120,10 +121,10 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The last test, on prompts of its own.
+    """The last test, on things and noise of its own: `pictures` of so many different `things`.
 
-    `common` is the paired difference, None where none were drawn; `detectable` the smallest true difference of rare
-    scores that a repeat would find with chance 0.8; `why` it did not win, empty where it did.
+    `common` is the paired difference, None where fewer than two have a score; `detectable` the smallest true difference
+    of rare scores that a repeat would find with chance 0.8; `why` it did not win, empty where it did.
     """
 
     method: str
@@ -133,7 +134,7 @@ class Verdict:
     p: float
     detectable: float
     common: Estimate | None
-    prompts: int
+    things: int
     pictures: int
     won: bool
     why: str
@@ -182,7 +183,8 @@ def race(methods: Sequence[str], schedule: Schedule, draw: Draw, *, margin: floa
     told = tuple(standings)
     if not alive or (told and told[-1][1][0].rare <= 0):
         return Outcome(told, None)
-    return Outcome(told, judge(alive[0], *draw(schedule.confirm, [UNTOUCHED, alive[0]]), margin=margin))
+    tested = draw(schedule.confirm, [UNTOUCHED, alive[0]])
+    return Outcome(told, judge(alive[0], *tested, margin=margin, guarded=schedule.confirm.common > 0))
 
 
 def _ranked(alive: list[str], rare: Scores, common: Scores, margin: float) -> tuple[list[str], list[str]]:
@@ -201,11 +203,11 @@ def _standing(method: str, rare: Scores, common: Scores, kept: bool) -> Standing
     return Standing(method, _gain(method, rare), _gain(method, common) if common else None, kept)
 
 
-def _pairs(method: str, scores: Scores) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Scores of the method, of untouched, and their prompts, over the pictures that both have a score of."""
+def _pairs(method: str, scores: Scores) -> tuple[np.ndarray, np.ndarray, list[Hashable]]:
+    """Scores of the method, of untouched, and what was asked for, over the pictures that both have a score of."""
     base, own = scores.get(UNTOUCHED, {}), scores.get(method, {})
     keys = [k for k in own if k in base and math.isfinite(own[k]) and math.isfinite(base[k])]
-    return np.array([own[k] for k in keys]), np.array([base[k] for k in keys]), [prompt for prompt, _ in keys]
+    return np.array([own[k] for k in keys]), np.array([base[k] for k in keys]), [thing for thing, _ in keys]
 
 
 def _gain(method: str, scores: Scores) -> float:
@@ -223,28 +225,32 @@ def _spoils(method: str, scores: Scores) -> bool:
 
 def _harms(method: str, common: Scores, margin: float) -> bool:
     """Whether common prompts lose more than the margin, and more than the few drawn so far lose by chance."""
-    lifted, untouched, prompts = _pairs(method, common)
-    if len(set(prompts)) < 2:
+    lifted, untouched, things = _pairs(method, common)
+    if len(set(things)) < 2:
         return False
     apart = lifted - untouched
     error = apart.std(ddof=1) / math.sqrt(len(apart))
     return bool(apart.mean() + error < -margin * abs(untouched.mean()))
 
 
-def judge(method: str, rare: Scores, common: Scores, *, margin: float) -> Verdict:
+def judge(method: str, rare: Scores, common: Scores, *, margin: float, guarded: bool) -> Verdict:
     """Whether a method beats untouched: the bootstrap interval of the paired difference lies above zero, the sign-flip
     test agrees, and common prompts lose no more than the margin.
 
     The interval alone would be too easily pleased: where few pictures change, and those by chance the same way, it
     excludes zero more often than it says. The test is exact there.
 
+    Args:
+        guarded: whether common prompts were given. Without a score of them nothing tells whether they suffer, so the
+            method cannot win.
+
     Raises:
-        ValueError: fewer than two prompts were scored.
+        ValueError: fewer than two things were scored.
     """
-    lifted, untouched, prompts = _pairs(method, rare)
-    difference, p = stats.difference(lifted, untouched, prompts), stats.p_value(lifted - untouched, prompts)
-    after, before, common_prompts = _pairs(method, common)
-    told = stats.difference(after, before, common_prompts) if len(set(common_prompts)) > 1 else None
+    lifted, untouched, things = _pairs(method, rare)
+    difference, p = stats.difference(lifted, untouched, things), stats.p_value(lifted - untouched, things)
+    after, before, common_things = _pairs(method, common)
+    told = stats.difference(after, before, common_things) if len(set(common_things)) > 1 else None
     lost = told is not None and told.value < -margin * abs(before.mean()) - 1e-12
     if _spoils(method, rare) or _spoils(method, common):
         why = "a picture came out as NaN"
@@ -252,20 +258,25 @@ def judge(method: str, rare: Scores, common: Scores, *, margin: float) -> Verdic
         why = "the interval of the difference does not lie above zero"
     elif p > LEVEL:
         why = f"the interval lies above zero, but so few pictures changed that the sign-flip test says p = {p:.3f}"
+    elif guarded and told is None:
+        why = (
+            f"of the common prompts that were drawn, {len(set(common_things))} have a score of both, and two at least "
+            "are needed to tell whether they suffer"
+        )
     elif lost:
         why = f"common prompts lose more than the margin of {margin:g}"
     else:
         why = ""
     return Verdict(
         method,
-        stats.mean(untouched, prompts),
-        stats.mean(lifted, prompts),
+        stats.mean(untouched, things),
+        stats.mean(lifted, things),
         difference,
         p,
-        stats.detectable(lifted - untouched, prompts),
+        stats.detectable(lifted - untouched, things),
         told,
-        len(set(prompts)),
-        len(prompts),
+        len(set(things)),
+        len(things),
         not why,
         why,
     )

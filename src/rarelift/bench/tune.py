@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import random
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import pipelines, prompts
 from ..attach import apply, identity
-from ..menagerie.world import check_prompt
+from ..menagerie.world import ATTRIBUTES, check_prompt
 from ..profiles import Profile
 from ..settings import Spread, one_of
 from . import racing, scorers, stats
@@ -34,7 +35,7 @@ from .runs import LIFT, UNTOUCHED, Method, Plan, Run, made_with, write
 from .session import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from pathlib import Path
 
     from diffusers import DiffusionPipeline
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 FORM = 1  # of the folder
 ASKED, PROFILE = "tune.json", "profile.json"
 MARGIN = 0.02
-_LEAST_RARE, _LEAST_COMMON = 16, 8  # prompts; half of them are kept for the last test
-_SEED = 0  # of the halves and of the settings
+_LEAST_RARE, _LEAST_COMMON = 16, 8  # things asked for; half of them are kept for the last test
+_SEED = 0  # of the halves and of the settings; pictures have others
 # What is sampled. alpha 1 and tokens="all" are no hopefuls.
 _ALPHAS = (1.5, 1.2, 1.35, 2.0, 1.1, 1.75)
 _OTHERS = (
@@ -71,6 +72,7 @@ class Tuning:
         methods: settings to race; none samples them.
         margin: share of the untouched model's common score that may be lost.
         batch_size, call, dtype: as in `Plan`.
+        suite_format: the prompts were read as; for `command` alone, since what was read is compared itself.
     """
 
     rare: Suite
@@ -84,6 +86,7 @@ class Tuning:
     batch_size: int = 16
     call: tuple[tuple[str, Any], ...] = ()
     dtype: str | None = None
+    suite_format: str | None = None
 
     def schedule(self, settings: int | None) -> Schedule:
         """Of so many settings; None for as many as the budget pays for."""
@@ -156,6 +159,7 @@ def planned(
         batch_size or (16 if model == pipelines.BUNDLED else 1),
         tuple(sorted(call.items())),
         dtype,
+        suite_format,
     )
     if len(set(tuning.guidances)) < len(tuning.guidances):
         raise ValueError(f"guidances holds a value twice: {', '.join(map(str, guidances))}")
@@ -184,22 +188,34 @@ def _menagerie(suite: str) -> bool:
 def _load(suite: str, suite_format: str | None, least: int) -> Suite:
     chosen = None if suite in prompts.SUITES else suite_format
     found = prompts.load(suite, chosen, split="tune" if _menagerie(suite) else None)
-    if len(found.prompts) < least:
+    things = len(set(map(_thing, found.prompts)))
+    if things < least:
+        alike = "" if things == len(found.prompts) else f", which ask for {things} different things"
         raise ValueError(
-            f"suite {suite!r} has {len(found.prompts)} prompts; tuning needs {least} at least, for half of them are "
-            "kept for the last test"
+            f"suite {suite!r} has {len(found.prompts)} prompts{alike}; tuning needs {least} at least, for half of them "
+            "are kept for the last test"
         )
     return found
+
+
+def _thing(prompt: Prompt) -> Hashable:
+    """What is asked for: of a Menagerie prompt, which is one of several phrasings, the thing; else the prompt."""
+    held = tuple(prompt.meta.get(attribute) for attribute in ATTRIBUTES)
+    return prompt.id if None in held else held
 
 
 # ---------------------------------------------------------------- settings to race
 
 
-def sampled(pipe: DiffusionPipeline, n: int) -> list[Method]:
-    """Settings to race on a pipeline, at most `n`, different and in the order of their distance from the defaults.
+def sampled(pipe: DiffusionPipeline, n: int, fails: Callable[[Method], str]) -> tuple[list[Method], dict[str, str]]:
+    """Settings to race on a pipeline, and by name what was left out, with the reason.
 
-    The alphas alone come first; then alphas with others of `_OTHERS`, of each group one or, as often, none. What the
-    pipeline cannot honour is left out.
+    At most `n`, of twice as many that are tried, different and in the order of their distance from the defaults. The
+    alphas alone come first; then alphas with others of `_OTHERS`, of each group one or, as often, none. What the
+    pipeline cannot honour is passed by.
+
+    Args:
+        fails: the reason why a method fails in the call that is tuned, empty where it does not: some show only there.
     """
     handle = apply(pipe, alpha=1.0)
     blocks = 1 + max(site.index for site in handle.sites)
@@ -210,14 +226,22 @@ def sampled(pipe: DiffusionPipeline, n: int) -> list[Method]:
         "second_half": f"{blocks - half}-{blocks - 1}",
         "first_quarter": f"0-{quarter - 1}",
     }
-    found: dict[Spread, Method] = {}
+    seen: set[Spread] = set()
+    found: list[Method] = []
+    left_out: dict[str, str] = {}
     for words in _draws(random.Random(_SEED)):
-        if len(found) == n:
+        if len(found) == n or len(seen) == 2 * n:
             break
         method = Method.parse(f"{LIFT}:{','.join(words).format(**parts)}")
-        if isinstance(method.settings, Spread) and method.settings not in found and _honoured(pipe, method.settings):
-            found[method.settings] = method
-    return list(found.values())
+        settings = method.settings
+        if not isinstance(settings, Spread) or settings in seen or not _honoured(pipe, settings):
+            continue
+        seen.add(settings)
+        if why := fails(method):
+            left_out[method.name] = why
+        else:
+            found.append(method)
+    return found, left_out
 
 
 def _draws(rng: random.Random, tries: int = 4000) -> Iterator[list[str]]:
@@ -272,9 +296,8 @@ def tune(tuning: Tuning, folder: Path) -> Found:
     outcome = racing.race(list(methods), schedule, draw, margin=tuning.margin)
     settings = methods[outcome.winner].settings if outcome.winner else None
     chosen = settings.to_dict() if isinstance(settings, Spread) else {"alpha": 1.0}
-    made = _made(tuning, folder, guidance, outcome, drawing.pictures)
-    _, seeds = _pictures(schedule, schedule.confirm, "rare", tuning.rare)
-    made["seeds"] = {"halves and settings": _SEED, "confirm": list(seeds)}
+    made = _made(tuning, folder, schedule, guidance, outcome, drawing.pictures)
+    made |= {key: about[key] for key in ("dtype", "left_out")}
     profile = Profile(about["model"], about["config"], chosen, made)
     write(folder / PROFILE, profile.to_json())
     return Found(folder / PROFILE, profile, outcome, drawing.pictures)
@@ -290,11 +313,15 @@ class _Drawing:
         self.tuning, self.folder = tuning, folder
         self.pictures = 0
         """Of the rounds so far, whenever they were drawn."""
+        self._before: dict[str, Any] | None = None  # what tune.json says, where the tuning goes on
 
     @functools.cached_property
     def model(self) -> pipelines.Model:
         dtype = None if self.tuning.dtype is None else getattr(import_module("torch"), self.tuning.dtype)
-        return pipelines.load(self.tuning.model, dtype=dtype)
+        model = pipelines.load(self.tuning.model, dtype=dtype)
+        if self._before is not None:
+            _check_same(self.folder, self._before, model)
+        return model
 
     @functools.cached_property
     def scorer(self) -> Any:
@@ -304,16 +331,61 @@ class _Drawing:
         """What `tune.json` says of the settings and the model; written first where there is none."""
         path, asked = self.folder / ASKED, json.loads(json.dumps(self.tuning.to_dict()))
         if path.is_file():
-            return _resumed(path, asked)
+            self._before = _resumed(path, asked)
+            return self._before
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(f"{self.folder} is no tuning: it has files but no {ASKED}; give a new folder")
         model, config = identity(self.model.pipe)
         wanted = self.tuning.schedule(None).settings if not self.tuning.methods else 0
-        methods = self.tuning.methods or sampled(self.model.pipe, wanted)
-        about = {"model": model, "config": config, "methods": [method.name for method in methods]}
+        methods, left_out = self._sampled(wanted) if wanted else (list(self.tuning.methods), {})
+        names = [method.name for method in methods]
+        about = {"model": model, "config": config, "dtype": _dtype(self.model), "methods": names, "left_out": left_out}
         self.folder.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps({"form": FORM, "asked": asked, **about}, indent=2) + "\n")
         return about
+
+    def _sampled(self, n: int) -> tuple[list[Method], dict[str, str]]:
+        """As `sampled`, each tried on one picture at each guidance; these pictures are neither kept nor counted."""
+
+        def draw(method: Method) -> None:
+            plan = self._plan(self.tuning.rare.prompts[:1], [method], self.tuning.guidances, (_SEED,))
+            worker = Worker(plan, self.model, [])
+            for _, guidance in plan.groups:
+                worker(plan.units(method, guidance))
+
+        def fails(method: Method) -> str:
+            try:
+                draw(method)
+            except (ValueError, RuntimeError) as error:
+                return pipelines.first_line(error)
+            return ""
+
+        draw(Method(UNTOUCHED))  # where this fails no setting is to blame
+        methods, left_out = sampled(self.model.pipe, n, fails)
+        if not methods:
+            why = next(iter(left_out.values()), "the pipeline honours none of them")
+            raise ValueError(f"none of the sampled settings can be drawn with this call: {why}")
+        return methods, left_out
+
+    def _plan(
+        self,
+        chosen: Sequence[Prompt],
+        methods: Sequence[Method],
+        guidances: tuple[float | None, ...],
+        seeds: Sequence[int],
+        side: str = "rare",
+    ) -> Plan:
+        return Plan(
+            replace(getattr(self.tuning, side), prompts=tuple(chosen)),
+            tuple(methods),
+            guidances,
+            tuple(seeds),
+            self.tuning.model,
+            self.tuning.batch_size,
+            self.tuning.call,
+            (self.tuning.metric,),
+            self.tuning.dtype,
+        )
 
     def best_guidance(self, schedule: Schedule) -> float | None:
         """Of the untouched model: the highest mean of rare and common scores; the first of equals."""
@@ -347,35 +419,31 @@ class _Drawing:
         if suite is None:
             return {}
         chosen, seeds = _pictures(schedule, one, side, suite)
-        plan = Plan(
-            replace(suite, prompts=tuple(chosen)),
-            tuple(methods),
-            guidances,
-            tuple(seeds),
-            self.tuning.model,
-            self.tuning.batch_size,
-            self.tuning.call,
-            (self.tuning.metric,),
-            self.tuning.dtype,
-        )
+        plan = self._plan(chosen, methods, guidances, seeds, side)
         run = Run(self.folder / f"{one.name}-{side}", plan)
         with run.open():
             if batches := list(run.missing()):
                 draw = Worker(plan, self.model, [self.scorer])
                 run.take((batch, draw(batch)) for batch in batches)
         self.pictures += len(run.done)
+        things = {prompt.id: _thing(prompt) for prompt in chosen}
         found: _Table = {}
         for unit, line in run.done.items():
             score = math.nan if "failed" in line else next(iter(line["scores"].values()), None)
             if score is not None:
-                found.setdefault((unit.method, unit.guidance), {})[unit.prompt, unit.seed] = float(score)
+                found.setdefault((unit.method, unit.guidance), {})[things[unit.prompt], (unit.prompt, unit.seed)] = (
+                    float(score)
+                )
         return found
 
 
 def _resumed(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        form, before, about = held["form"], held["asked"], {key: held[key] for key in ("model", "config", "methods")}
+        form = held["form"]
+        if form == FORM:
+            before = held["asked"]
+            about = {key: held[key] for key in ("model", "config", "dtype", "methods", "left_out")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if form != FORM:
@@ -389,38 +457,75 @@ def _resumed(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return about
 
 
+def _dtype(model: pipelines.Model) -> str:
+    return str(model.pipe.dtype).removeprefix("torch.")
+
+
+def _check_same(folder: Path, before: dict[str, Any], model: pipelines.Model) -> None:
+    """Raise ValueError where a tuning would go on with another model, or in another arithmetic."""
+    found = Profile(before["model"], before["config"], {}, {}).differences(*identity(model.pipe))
+    if (dtype := _dtype(model)) != before["dtype"]:
+        found.append(f"dtype is {before['dtype']} there and {dtype} here")
+    if found:
+        raise ValueError(
+            f"{folder} holds a tuning of another model than {model.name!r} is now: {'; '.join(found)}; give another "
+            "folder, or the same model and --dtype to go on"
+        )
+
+
 def _halves(suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts that choose, and those of the last test."""
-    shuffled = list(suite.prompts)
+    """The prompts that choose, and those of the last test, which ask for other things.
+
+    In both, a second phrasing of a thing comes when each thing has had its first.
+    """
+    things: dict[Hashable, list[Prompt]] = {}
+    for prompt in suite.prompts:
+        things.setdefault(_thing(prompt), []).append(prompt)
+    shuffled = list(things.values())
     random.Random(f"{suite.digest}/{_SEED}").shuffle(shuffled)
-    return shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]
+    search, confirm = (
+        [prompt for turn in itertools.zip_longest(*half) for prompt in turn if prompt is not None]
+        for half in (shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :])
+    )
+    return search, confirm
 
 
 def _pictures(schedule: Schedule, one: Round, side: str, suite: Suite) -> tuple[list[Prompt], range]:
     """The prompts and seeds of a round. Each round has its own seeds, so no picture is drawn, or counted, twice.
 
-    It takes the next prompts in turn; where they are fewer than its pictures, all of them with several seeds.
+    It takes the next prompts in turn, with so many seeds that they are enough for its pictures: of n pictures at most
+    seeds - 1 are left over. A seed is the same noise for all prompts, so the last test has two at least, where that
+    leaves it `racing.FEWEST_CONFIRMED` prompts.
     """
     search, confirm = _halves(suite)
-    if one is schedule.confirm:
-        n = getattr(one, side)
-        return confirm[:n], range(max(n // len(confirm), 1))
     passed = seed = 0
-    for other in filter(None, (schedule.sweep, *schedule.race)):
-        n = getattr(other, side)
-        seeds = range(seed, seed + max(n // len(search), 1))
+    for other in filter(None, (schedule.sweep, *schedule.race, schedule.confirm)):
+        n, last = getattr(other, side), other is schedule.confirm
+        half, first = (confirm, 0) if last else (search, passed)
+        seeds = max(-(-n // len(half)), 2 if last and n >= 2 * racing.FEWEST_CONFIRMED else 1)
+        count = n // seeds
         if other is one:
-            turned = [search[(passed + i) % len(search)] for i in range(min(n, len(search)))]
-            return turned, seeds
-        passed, seed = passed + n, seeds.stop
+            return [half[(first + i) % len(half)] for i in range(count)], range(seed, seed + seeds)
+        passed, seed = passed + count, seed + seeds
     raise ValueError(f"{one.name!r} is no round of this schedule")
 
 
 # ---------------------------------------------------------------- what is said of it
 
 
-def _made(tuning: Tuning, folder: Path, guidance: float | None, outcome: Outcome, pictures: int) -> dict[str, Any]:
+def _made(
+    tuning: Tuning, folder: Path, schedule: Schedule, guidance: float | None, outcome: Outcome, pictures: int
+) -> dict[str, Any]:
     verdict = outcome.verdict
+
+    def drawn(one: Round) -> dict[str, Any]:
+        """Of each method, untouched included."""
+        found: dict[str, Any] = {}
+        for side, suite in (("rare", tuning.rare), ("common", tuning.common)):
+            chosen, seeds = _pictures(schedule, one, side, suite) if suite else ((), ())
+            found[side] = {"prompts": len(chosen), "seeds": list(seeds)}
+        return found
+
     return {
         "command": command(tuning, folder),
         "source": tuning.model,
@@ -430,13 +535,13 @@ def _made(tuning: Tuning, folder: Path, guidance: float | None, outcome: Outcome
         "race": [
             {
                 "round": one.name,
-                "rare": one.rare,
-                "common": one.common,
+                "drawn": drawn(one),
                 "settings": [dataclasses.asdict(s) for s in found],
             }
             for one, found in outcome.standings
         ],
-        "confirm": verdict and {k: _list(v) for k, v in vars(verdict).items()},
+        "confirm": verdict and {"drawn": drawn(schedule.confirm), **{k: _list(v) for k, v in vars(verdict).items()}},
+        "seed": _SEED,
         "with": made_with(),
     }
 
@@ -453,6 +558,7 @@ def command(tuning: Tuning, folder: Path) -> str:
         if suite is not None:
             ours = suite.name in prompts.SUITES and _load(suite.name, None, 1).digest == suite.digest
             words += [option, suite.name if ours else f"PATH-OF-{suite.name}"]
+    words += ["--format", tuning.suite_format] if tuning.suite_format else []
     words += ["--metric", tuning.metric, "--margin", f"{tuning.margin:g}"]
     for guidance in tuning.guidances:
         words += ["--guidance", f"{guidance!r}"] if guidance is not None else []
@@ -469,6 +575,7 @@ def told(found: Found) -> str:
     made, outcome = found.profile.made, found.outcome
     guidance = "the model's own" if made["guidance_scale"] is None else f"{made['guidance_scale']:g}"
     lines = [f"{found.pictures} pictures, guidance_scale {guidance}"]
+    lines += [f"Left out, since it fails here: {name}: {why}" for name, why in made["left_out"].items()]
     for one, standings in outcome.standings:
         best = standings[0]
         common = "" if best.common is None else f", common {best.common:+.3f}"
@@ -478,20 +585,36 @@ def told(found: Found) -> str:
         lines.append("No setting did better than the untouched model, so none was tested further.")
     else:
         lines += [
-            f"Tested on {verdict.pictures} pictures of {verdict.prompts} prompts that had no part in the choice: "
+            f"Tested on {verdict.pictures} pictures of {verdict.things} things that had no part in the choice: "
             f"{verdict.method}",
             f"rare: untouched {verdict.untouched:.3f}, lifted {verdict.lifted:.3f}, difference "
             f"{verdict.difference:+.3f}, p {verdict.p:.3f}",
             f"A repeat of this size would be likely to find a true difference of {verdict.detectable:.3f}."
-            if verdict.detectable
+            if not math.isclose(verdict.detectable, 0.0, abs_tol=1e-9)
+            else "The difference is the same for every thing, so its scatter cannot be told."
+            if verdict.difference.value
             else "No score differs between the two.",
-            "common: not guarded, for no common prompts were given"
-            if verdict.common is None
-            else f"common: difference {verdict.common:+.3f}",
+            _told_of_common(verdict.common, given=made["asked"]["common"] is not None),
         ]
     if outcome.winner:
-        lines.append(f"The profile holds {outcome.winner}.")
+        lines += [f"The profile holds {outcome.winner}.", _told_of_guidance(made["guidance_scale"], found.path)]
     else:
         why = f" ({verdict.why})" if verdict else ""
         lines.append(f"Nothing beats the untouched model here{why}: the profile says alpha 1, which changes nothing.")
     return "\n".join(lines) + "\n"
+
+
+def _told_of_guidance(guidance: float | None, path: Path) -> str:
+    if guidance is None:
+        return "It was tested at the model's own guidance_scale, and says nothing of another one."
+    return (
+        f"It was tested at guidance_scale {guidance:g}, which a profile does not set, and says nothing of another one: "
+        f"pass it too, as in rarelift generate ... --profile {path} --guidance {guidance:g}"
+    )
+
+
+def _told_of_common(common: stats.Estimate | None, *, given: bool) -> str:
+    if common is None:
+        return "common: too few scores to compare" if given else "common: not guarded, for no common prompts were given"
+    ruled_out = f"; a loss of {-common.low:.3f} is not ruled out" if common.low < 0 else ""
+    return f"common: difference {common:+.3f}{ruled_out}"
