@@ -218,6 +218,29 @@ def test_negative_embeddings_have_no_words() -> None:
     assert handle.calls > calls
 
 
+@pytest.mark.parametrize("given", ["prompt_embeds", "negative_prompt_embeds"])
+def test_one_branch_as_embeddings_where_each_is_encoded_apart(given: str) -> None:
+    """The words that were heard may be of either, so they must not land on the prompt's rows."""
+    case = PIPELINES["ErnieImage"]
+    pipe, call = case.pipe(), case.arguments("a red lion", guided=True)
+    embeds = pipe.encode_prompt("a pink crown", torch.device("cpu"))
+    if given == "prompt_embeds":
+        call["prompt"] = None
+    plain = draw(pipe, {**call, given: embeds})
+    handle = rarelift.apply(pipe, tokens=("red",))  # in both the prompt and the negative prompt
+    with pytest.raises(ValueError, match="one branch of guidance came as embeddings, and which cannot be told"):
+        draw(pipe, {**call, given: embeds})
+    handle.set(tokens="all")
+    assert not torch.equal(draw(pipe, {**call, given: embeds}), plain)
+
+    def change(*_: Any) -> dict[str, Any]:
+        handle.set(tokens=("red",))
+        return {}
+
+    with pytest.raises(ValueError, match="give both prompts as words, or use tokens='all'"):
+        draw(pipe, {**call, given: embeds, "callback_on_step_end": change})
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_image_tokens_among_the_words_of_hunyuan_video(guided: bool) -> None:
     case = PIPELINES["HunyuanVideo, from an image"]

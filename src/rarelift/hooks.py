@@ -84,7 +84,7 @@ def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result
     if isinstance(embeds, (Tensor, list)) and len(embeds) and isinstance(embeds[0], Tensor):
         lift.to(embeds[0].device)
         lift.reading = read(pipe, lift.family, arguments, embeds, heard)
-        if before is not None and "negative_prompt" not in arguments:  # encoded by a call of its own, the second
+        if before is not None and lift.reading.apart:  # this call is the second
             most = 1 if lift.family.batch in ONE_CALL and not lift.reading.guided else 2
             branches = (*before.branches, *lift.reading.branches)[-most:]
             lift.reading = replace(lift.reading, branches=branches)

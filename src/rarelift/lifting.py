@@ -111,6 +111,8 @@ class Lift:
             raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
         rows = _alpha_rows(settings, reading, self.family)
         weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
+        if self.steps is not None:
+            _refuse_half(settings, reading, self.family)
         words = {} if reading is None else _word_rows(settings, reading, self.family)
         if self.branch in words and words[self.branch] is None and settings.branch != "cond":
             raise _wordless(settings)
@@ -131,7 +133,13 @@ class Lift:
         self._limit(window)
 
     def begin_steps(self, steps: tuple[float, ...]) -> None:
-        """The denoising loop is about to run these timesteps."""
+        """The denoising loop is about to run these timesteps.
+
+        Raises:
+            ValueError: the words of one branch are not known, and of which cannot be told; start and stop hold none of
+                these timesteps, or cannot be told by them.
+        """
+        _refuse_half(self.settings, self.reading, self.family)
         window = _window(self.settings, steps)
         self.steps = steps
         self.missing = _unknown(self.settings, self.reading, steps, self.family, self.bare)
@@ -308,6 +316,20 @@ def _refuse(settings: Spread, family: Family) -> None:
         )
 
 
+def _refuse_half(settings: Spread, reading: Reading | None, family: Family) -> None:
+    """Raise where no more is encoded before the loop, and words are wanted of a branch that may be either."""
+    if reading is not None and reading.half and _by_ear(settings, family):
+        raise ValueError(
+            f"tokens={settings.tokens!r}: one branch of guidance came as embeddings, and which cannot be told; give "
+            "both prompts as words, or use tokens='all'"
+        )
+
+
+def _by_ear(settings: Spread, family: Family) -> bool:
+    """Whether the settings ask for words that only the text encoders tell."""
+    return settings.tokens not in ("all", "valid") and bool(family.runs)
+
+
 def _unknown(
     settings: Spread, reading: Reading | None, steps: tuple[float, ...] | None, family: Family, bare: bool
 ) -> str | None:
@@ -374,10 +396,10 @@ def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Famil
 def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, Tensor | None]:
     """Which tokens hold the words, `[rows, L]`, by branch; both are under "cond" where they come in one batch.
 
-    Nothing where the settings ask for no words, or the tokenizers alone can tell. None for an unconditional branch
-    whose words were not given.
+    Nothing where the settings ask for no words, or the tokenizers alone can tell, or before the second branch is
+    encoded. None for an unconditional branch whose words were not given.
     """
-    if settings.tokens in ("all", "valid") or not family.runs:
+    if reading.half or not _by_ear(settings, family):
         return {}
     first, *others = reading.branches or (None,)
     if first is None:

@@ -38,7 +38,8 @@ class Reading:
     `cond` and `uncond` map prompt arguments ("prompt", "prompt_2", ...) to one text per prompt, None where the call
     brought embeddings without text. `rows` is the batch of one branch, prompts times images; `length` the tokens,
     0 where the embeddings are a list; `guided`: both branches are in one batch. `branches` is what the text encoders
-    were heard to read, see `hearing.branches`.
+    were heard to read, see `hearing.branches`; `apart`: negative prompts are encoded by an `encode_prompt` call of
+    their own.
     """
 
     cond: Mapping[str, tuple[str, ...]] | None
@@ -48,6 +49,12 @@ class Reading:
     length: int
     segments: tuple[int, ...]
     branches: tuple[Branch | None, ...] = ()
+    apart: bool = False
+
+    @property
+    def half(self) -> bool:
+        """Whether only one of two branches that are encoded apart was heard, and it is not known which."""
+        return self.guided and self.apart and len(self.branches) == 1
 
     @property
     def prompts(self) -> int:
@@ -76,7 +83,8 @@ def read(
     length = embeds.shape[1] if isinstance(embeds, Tensor) else 0
     sizes = tuple(_length(pipe, s, arguments) if s.length else length for s in family.segments)
     said = () if not heard else hearing.branches(pipe, family, arguments, heard, (cond, uncond), length)
-    return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes, said)
+    apart = "negative_prompt" not in arguments
+    return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes, said, apart)
 
 
 def _prompts(family: Family) -> list[str]:
