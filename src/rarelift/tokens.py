@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import hearing
+from .streams import ONE_CALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -77,7 +78,7 @@ def read(
     given = arguments.get("prompt_embeds") is None and arguments.get("prompt") is not None
     cond = _texts(arguments, names, "", 1) if given else None
     n = len(next(iter(cond.values()))) if cond else len(embeds)
-    guided = family.batch in ("uncond_cond", "cond_uncond") and _guided(pipe, arguments)
+    guided = family.batch in ONE_CALL and _guided(pipe, arguments)
     brought = any(value is not None for name, value in arguments.items() if name.startswith("negative_prompt_embeds"))
     uncond = None if brought else _texts(arguments, names, "negative_", n)
     length = embeds.shape[1] if isinstance(embeds, Tensor) else 0
@@ -227,12 +228,8 @@ def _marks(
         if by_words:
             spans = list(_content_spans(text)) if tokens == "content" else list(_phrase_spans(text, tokens))
             pairs = zip(marks[text], coded["offset_mapping"][i], strict=True)
-            marks[text] = [valid and _overlaps(offset, spans) for valid, offset in pairs]
+            marks[text] = [valid and hearing.overlaps(offset, spans) for valid, offset in pairs]
     return [marks[text] for text in texts]
-
-
-def _overlaps(offset: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
-    return any(max(offset[0], a) < min(offset[1], b) for a, b in spans)
 
 
 def _content_spans(text: str) -> Iterator[tuple[int, int]]:
