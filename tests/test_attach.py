@@ -520,6 +520,23 @@ def test_what_a_bare_transformer_cannot_honour(transformer: Any, setting: dict[s
     assert not any(hooks.links_of(m) for m in transformer.modules())
 
 
+def test_a_call_without_text(transformer: Any) -> None:
+    rarelift.apply(transformer)
+    with pytest.raises(RuntimeError, match="encoder_hidden_states of this call is None, so there is no text to lift"):
+        transformer(**{**inputs(), "encoder_hidden_states": None})
+
+
+def test_the_branch_that_is_lifted_must_hold_the_phrase(pipe: Any) -> None:
+    plain = draw(pipe, negative_prompt="a red crown")
+    handle = rarelift.apply(pipe, tokens=("red crown",), branch="uncond")
+    assert not torch.equal(draw(pipe, negative_prompt="a red crown"), plain)
+    handle.set(tokens=("purple lion",))
+    with pytest.raises(ValueError, match="the phrase 'purple lion', which is not in the prompt 'a red crown'"):
+        draw(pipe, negative_prompt="a red crown")
+    handle.set(branch="both")
+    assert not torch.equal(draw(pipe, negative_prompt="a red crown"), plain)
+
+
 # ---------------------------------------------------------------- sharing, copying, saving
 
 
@@ -529,7 +546,7 @@ def test_two_pipelines_sharing_one_transformer(pipe: Any) -> None:
     names, plain = attributes(pipe), draw(other)
     handle = rarelift.apply(pipe, tokens="content", alpha=2.0)
     draw(pipe)
-    with pytest.raises(RuntimeError, match=r"did not come from the pipeline that rarelift.apply was given"):
+    with pytest.raises(RuntimeError, match=r"nothing told this call: call the pipeline that .* was given"):
         draw(other)
     handle.set(tokens="valid")
     assert not torch.equal(draw(other), plain)  # lifted, on every token

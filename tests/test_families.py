@@ -61,7 +61,7 @@ def test_every_block_is_reached_and_left_as_it_was(name: str, dtype: torch.dtype
     lifted = run(model, tiny)
     assert not torch.equal(lifted, plain)
     assert lifted.isfinite().all()
-    handle.set(alpha=1.2, carry=True)
+    handle.set(alpha=1.2, carry=handle.sites[0].family.hands_on)
     assert not torch.equal(run(model, tiny), lifted)
     assert handle.calls == 3 * tiny.blocks
     handle.remove()
@@ -139,6 +139,10 @@ def test_every_block_computes_what_the_formula_says(name: str, carry: bool | flo
     """Block by block against the formula in float64; what is no text passes through, bit for bit."""
     tiny = FAMILIES[name]
     model = tiny.make()
+    if carry and not any(site.family.hands_on for site in rarelift.apply(model).sites):
+        with pytest.raises(ValueError, match=f"carry={carry}: .* hands none on, so there is nothing to carry"):
+            rarelift.apply(model, carry=carry)
+        return
     handle = rarelift.apply(model, alpha=1.7, carry=carry)
     for site in handle.sites:
         site.module.register_forward_pre_hook(lambda _m, a, k, site=site: given.append((a, k, site)), with_kwargs=True)

@@ -150,6 +150,9 @@ def test_words_of_a_branch() -> None:
     assert weights.shape == (3, len(long.ids))
     assert torch.equal(weights[0], weights[2])
     assert weights[0].sum() == sum(short.marks(of("striped")))
+    seen: list[str] = []
+    branch.weights(lambda text: iter(seen.append(text) or ()))  # type: ignore[func-returns-value]
+    assert len(seen) == 2  # each prompt once
     with pytest.raises(ValueError, match="phrase 'crown', which is not in the prompt 'a striped lion'"):
         word_weights(branch, ("striped", "crown"))
     assert word_weights(branch, ("crown",), must_hold=False).any(1).tolist() == [False, True, False]

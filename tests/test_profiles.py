@@ -56,6 +56,8 @@ def test_what_is_given_wins_even_where_it_is_the_default(pipe: Any, tmp_path: Pa
     assert handle.settings == Spread(1.2)
     with pytest.raises(ValueError, match="either settings=.* or profile="):
         rarelift.apply(pipe, profile=path, settings=Spread())
+    with pytest.raises(TypeError, match="target"):
+        rarelift.apply(profile=path)  # type: ignore[call-arg]
 
 
 def test_another_model_is_refused_and_nothing_changed(pipe: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from diffusers.hooks import apply_first_block_cache
 
 import rarelift
 from rarelift import rarity
+from rarelift.hooks import paused
 from rarelift.locate import UnsupportedModelError
 
 PROMPT = "a striped purple lion wearing a crown"
@@ -93,6 +94,13 @@ def test_a_lift_comes_back_after_an_error(pipe: Any) -> None:
         assert handle.active
         drawn(pipe)
         assert handle.calls > 0
+
+
+def test_a_lift_that_is_taken_off_meanwhile_stays_off(pipe: Any) -> None:
+    handle = rarelift.apply(pipe)
+    with paused(pipe.transformer):
+        handle.remove()
+    assert not handle.active
 
 
 def test_words_are_those_with_content() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import diffusers
@@ -216,6 +217,122 @@ def test_negative_embeddings_have_no_words() -> None:
     calls = handle.calls
     draw(pipe, call)
     assert handle.calls > calls
+
+
+@pytest.mark.parametrize("name", ["Flux", "ErnieImage"])
+def test_the_branch_that_is_lifted_must_hold_the_phrase(name: str) -> None:
+    case = PIPELINES[name]
+    pipe, call = case.pipe(), case.arguments("a purple lion", guided=True)  # against "blurry red ground"
+    plain = draw(pipe, call)
+    handle = rarelift.apply(pipe, tokens=("red ground",), branch="uncond")
+    assert not torch.equal(draw(pipe, call), plain)
+    handle.set(tokens=("purple lion",))
+    with pytest.raises(ValueError, match="the phrase 'purple lion', which is not in the prompt 'blurry red ground'"):
+        draw(pipe, call)
+    handle.set(branch="both")
+    assert not torch.equal(draw(pipe, call), plain)
+
+
+def test_words_that_take_no_part_need_no_place() -> None:
+    case = PIPELINES["HunyuanImage, with a guider"]
+    pipe, call = case.pipe(), case.arguments("a lion", "a red lion", guided=True)
+    call["negative_prompt"] = ['a " red " lion', "a lion"]
+    handle = rarelift.apply(pipe, tokens=("lion",), branch="cond")
+    calls = handle.calls
+    draw(pipe, call)
+    assert handle.calls > calls
+    handle.set(branch="both")
+    with pytest.raises(ValueError, match="text_encoder_2 .* read 1 texts for 2 prompts"):
+        draw(pipe, call)
+
+
+def test_a_branch_that_was_not_heard_has_no_words() -> None:
+    pipe = PIPELINES["QwenImage"].pipe()
+    handle = rarelift.apply(pipe, tokens=("lion",))
+    pipe.encode_prompt("a lion")
+    for branch, expected in (("cond", 1), ("uncond", 0)):
+        with pipe.transformer.cache_context(branch):
+            assert handle._lift.words is not None
+            assert handle._lift.words.sum() == expected
+
+
+def failing(*_: Any) -> dict[str, Any]:
+    raise OSError("in the middle of the call")
+
+
+def embeddings(name: str) -> dict[str, Any]:
+    """A call that brings no words, where check_inputs does not say that it begins."""
+    pipe, call = PIPELINES[name].pipe(), PIPELINES[name].arguments("")
+    embeds = pipe.encode_prompt("a red crown", torch.device("cpu"))
+    return {**call, "prompt": None, "prompt_embeds": embeds if name == "ErnieImage" else embeds[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"),
+    [
+        ("ErnieImage", {"callback_on_step_end": failing}),
+        ("ZImage", {"callback_on_step_end": failing}),
+        ("ZImage", {"output_type": "pil"}),  # after the loop: there is no VAE
+    ],
+)
+def test_words_do_not_outlive_a_call_that_fails(name: str, failure: dict[str, Any]) -> None:
+    pipe = PIPELINES[name].pipe()
+    rarelift.apply(pipe, tokens=("lion",))
+    with pytest.raises((OSError, AttributeError)):
+        draw(pipe, {**PIPELINES[name].arguments("a red lion"), **failure})
+    with pytest.raises((RuntimeError, ValueError), match=r"needs the words.*the prompt in place of prompt_embeds"):
+        draw(pipe, embeddings(name))
+
+
+def test_words_do_not_reach_a_pipeline_that_shares_the_transformer() -> None:
+    case = PIPELINES["Flux"]
+    pipe, call = case.pipe(), case.arguments("a red lion")
+    other = diffusers.FluxPipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    rarelift.apply(pipe, tokens=("lion",))
+    with pytest.raises(OSError, match="in the middle"):
+        draw(pipe, {**call, "callback_on_step_end": failing})
+    with pytest.raises(RuntimeError, match="nothing told this call"):
+        draw(other, call)
+
+
+def test_a_copy_made_in_a_call_has_none_of_its_words() -> None:
+    case, copies = PIPELINES["Flux"], []
+    pipe = case.pipe()
+    rarelift.apply(pipe, tokens=("lion",))
+
+    def copied(*_: Any) -> dict[str, Any]:
+        copies.append(copy.deepcopy(pipe.transformer))
+        return {}
+
+    draw(pipe, {**case.arguments("a red lion"), "callback_on_step_end": copied})
+    held = vars(hooks.links_of(copies[0])[0].lift)
+    assert [held[name] for name in ("reading", "heard", "words", "live_words", "words_by")] == [None] * 4 + [{}]
+    with pytest.raises(RuntimeError, match="needs the words of the prompt, and nothing told this call"):
+        copies[0](**families.FAMILIES["Flux"].arguments())
+
+
+@pytest.mark.parametrize("given", ["prompt_embeds", "negative_prompt_embeds"])
+def test_one_branch_as_embeddings_where_each_is_encoded_apart(given: str) -> None:
+    """The words that were heard may be of either, so they must not land on the prompt's rows."""
+    case = PIPELINES["ErnieImage"]
+    pipe, call = case.pipe(), case.arguments("a red lion", guided=True)
+    embeds = pipe.encode_prompt("a pink crown", torch.device("cpu"))
+    if given == "prompt_embeds":
+        call["prompt"] = None
+    plain = draw(pipe, {**call, given: embeds})
+    handle = rarelift.apply(pipe, tokens=("red",))  # in both the prompt and the negative prompt
+    with pytest.raises(ValueError, match="one branch of guidance came as embeddings, and which cannot be told"):
+        draw(pipe, {**call, given: embeds})
+    handle.set(tokens="all")
+    assert not torch.equal(draw(pipe, {**call, given: embeds}), plain)
+
+    def change(*_: Any) -> dict[str, Any]:
+        handle.set(tokens=("red",))
+        return {}
+
+    with pytest.raises(ValueError, match="give both prompts as words, or use tokens='all'"):
+        draw(pipe, {**call, given: embeds, "callback_on_step_end": change})
 
 
 @pytest.mark.parametrize("guided", [False, True])

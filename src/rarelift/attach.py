@@ -54,7 +54,8 @@ def _over_profile(function: Callable[_P, Handle]) -> Callable[_P, Handle]:
     @functools.wraps(function)
     def filled(*args: _P.args, **kwargs: _P.kwargs) -> Handle:
         name: Any = kwargs.get("profile")
-        if name is not None and kwargs.get("settings") is None:
+        told = args or "target" in kwargs  # else the call below says that it lacks
+        if told and name is not None and kwargs.get("settings") is None:
             kwargs.update(profiled(args[0] if args else kwargs["target"], name, kwargs))
         return function(*args, **kwargs)
 
@@ -127,8 +128,8 @@ def apply(
         A `Handle`, also a context manager that removes on exit.
 
     Raises:
-        UnsupportedModelError: no joint-attention block was found, or with cross_attention=True no other; nothing was
-            changed.
+        UnsupportedModelError: no block of the kind asked for (joint, or with cross_attention=True cross-attending) was
+            found; nothing was changed.
         ImportError: the installed diffusers is too old.
         ValueError, TypeError: a setting is wrong, or the target cannot honour it, or a profile is not there or for
             another model; nothing was changed.
@@ -309,7 +310,8 @@ class Handle:
         """Change settings (fields of `Spread`, and `prompt`) in place, also from a callback in the middle of a call.
 
         alpha, start, stop and branch take effect without recompilation, and so does carry between 0 and 1; blocks,
-        and carry to and from its ends, are another graph. On error nothing has changed.
+        and carry to and from its ends, are another graph, and so may other tokens be, which can change a shape. On
+        error nothing has changed.
 
         Raises:
             RuntimeError: the handle was removed or replaced.

@@ -83,7 +83,12 @@ class Line:
         text, characters = self._decoded
         first, last = _found(text, self.prompt)
         wanted = [(first + a, first + b) for a, b in spans_of(text[first:last])]
-        return [any(max(start, a) < min(end, b) for a, b in wanted) for start, end in characters]
+        return [overlaps(span, wanted) for span in characters]
+
+
+def overlaps(span: tuple[int, int], others: Spans) -> bool:
+    """Whether a span of characters has one in common with any of the others."""
+    return any(max(span[0], a) < min(span[1], b) for a, b in others)
 
 
 def _found(text: str, prompt: str) -> tuple[int, int]:
@@ -123,10 +128,9 @@ class Branch:
         """
         if self.problem:
             raise ValueError(self.problem)
-        marks: dict[tuple[Line, ...], list[bool]] = {}
-        for lines in self.prompts:
-            marks.setdefault(lines, [mark for line in lines for mark in line.marks(spans_of)])
-        rows = [torch.tensor(marks[lines], dtype=torch.float32) for lines in self.prompts]
+        once = dict.fromkeys(self.prompts)  # several seeds of one prompt are common
+        marks = {lines: [float(mark) for line in lines for mark in line.marks(spans_of)] for lines in once}
+        rows = [torch.tensor(marks[lines]) for lines in self.prompts]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 

@@ -4,8 +4,10 @@
 and accelerate, so a cache that skips a block skips us too. A link is a partial of a function of this module and is
 not an entry of diffusers' `HookRegistry`: an entry there is a closure over the original module, so a deep copy would
 compute with the original's weights, and `HookRegistry.remove_hook` cuts the hook above the one it removes. *Taps* are
-set on the pipeline object only (`encode_prompt`, `progress_bar`, `maybe_free_model_hooks`) and read what the
-transformer never sees: the words, the guidance, the steps. They run outside compiled code.
+set on methods of the pipeline object (`check_inputs`, `encode_prompt`, `prepare_latents`, `progress_bar`,
+`maybe_free_model_hooks`) and on the transformer's `cache_context`, and read what its `forward` never sees: the words,
+the guidance, the steps, the branch. While a prompt is encoded, the text encoders are listened to. Taps run outside
+compiled code.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import functools
 import inspect
 import operator
+import sys
 import types
 import warnings
 import weakref
@@ -27,9 +30,9 @@ from torch import Tensor, nn
 
 from . import fused
 from .hearing import listening
-from .lifting import ONE_CALL, Lift, RareliftWarning
+from .lifting import Lift, RareliftWarning
 from .spans import RESOLVERS
-from .streams import Family
+from .streams import ONE_CALL, Family
 from .tokens import read
 from .variance import factors, spread_by, take_off
 
@@ -70,10 +73,19 @@ def _tapped(tap: Tap, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def _after_check(lift: Lift, _pipe: object, _arguments: Mapping[str, Any], _result: Any) -> None:
+def _after_check(lift: Lift, pipe: object, _arguments: Mapping[str, Any], _result: Any) -> None:
     """A pipeline call begins, and nothing is known of its words."""
-    lift.reading = lift.steps = None
-    lift.begin_call()
+    lift.forget(pipe)
+
+
+@contextlib.contextmanager
+def _forgetting(lift: Lift, pipe: object) -> Iterator[None]:
+    """An exception inside ends the pipeline call before the end that we listen to."""
+    try:
+        yield
+    except BaseException:
+        lift.forget(pipe)
+        raise
 
 
 def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result: Any) -> None:
@@ -84,15 +96,12 @@ def _after_encode(lift: Lift, pipe: object, arguments: Mapping[str, Any], result
     if isinstance(embeds, (Tensor, list)) and len(embeds) and isinstance(embeds[0], Tensor):
         lift.to(embeds[0].device)
         lift.reading = read(pipe, lift.family, arguments, embeds, heard)
-        if before is not None and "negative_prompt" not in arguments:  # encoded by a call of its own, the second
+        if before is not None and lift.reading.apart:  # this call is the second
             most = 1 if lift.family.batch in ONE_CALL and not lift.reading.guided else 2
             branches = (*before.branches, *lift.reading.branches)[-most:]
             lift.reading = replace(lift.reading, branches=branches)
-    try:
+    with _forgetting(lift, pipe):
         lift.refill(pipe)
-    except Exception:
-        lift.reading = None  # this call ends here
-        raise
 
 
 def _after_latents(lift: Lift, pipe: object, arguments: Mapping[str, Any], _result: Any) -> None:
@@ -100,31 +109,49 @@ def _after_latents(lift: Lift, pipe: object, arguments: Mapping[str, Any], _resu
     lift.begin_call()
     rows = arguments.get("batch_size")
     if lift.family.batch in ("cond_uncond", "cond") and isinstance(rows, int):
-        reading = lift.reading or read(pipe, lift.family, {}, [])
-        lift.reading = replace(reading, rows=rows)
-        lift.refill(pipe)
+        reading = lift.reading if lift.steps is None else None  # with steps, it is that of a call that failed
+        lift.steps = None
+        lift.reading = replace(reading or read(pipe, lift.family, {}, []), rows=rows)
+        with _forgetting(lift, pipe):
+            lift.refill(pipe)
 
 
 def _after_context(lift: Lift, _root: object, arguments: Mapping[str, Any], _result: Any) -> None:
     lift.begin_branch(arguments["name"])
 
 
-def _after_progress(lift: Lift, pipe: object, arguments: Mapping[str, Any], _result: Any) -> None:
+def _after_progress(lift: Lift, pipe: object, arguments: Mapping[str, Any], result: Any) -> None:
     """The denoising loop begins: its timesteps are set. img2img runs only the last `total` of them."""
     scheduler = getattr(pipe, "scheduler", None)
     timesteps = getattr(scheduler, "timesteps", None)
     total = arguments.get("total")
     if isinstance(timesteps, Tensor) and total:
         skipped = max(len(timesteps) - total * getattr(scheduler, "order", 1), 0)
-        lift.begin_steps(tuple(timesteps[skipped:].tolist()))
+        with _forgetting(lift, pipe):
+            lift.begin_steps(tuple(timesteps[skipped:].tolist()))
+        _forget_on_error(lift, pipe, result)
+
+
+def _forget_on_error(lift: Lift, pipe: object, bar: Any) -> None:
+    """Forget the call when its loop ends by an exception; tqdm closes its bar while that is handled."""
+    inner, before, call = getattr(bar, "close", None), sys.exc_info()[1], (lift.reading, lift.steps)
+    if inner is None:
+        return
+
+    def close() -> None:
+        del bar.close  # the next may come at any time, by the garbage collector
+        ours = all(map(operator.is_, call, (lift.reading, lift.steps)))
+        if ours and sys.exc_info()[1] is not before:
+            lift.forget(pipe)
+        inner()
+
+    bar.close = close
 
 
 def _after_end(lift: Lift, pipe: object, _arguments: Mapping[str, Any], _result: Any) -> None:
     """The call is over: what was known of it must not be used for another pipeline's call."""
-    note, lift.reading, lift.steps = lift.note, None, None
-    lacking = lift.lacking
-    lift.begin_call()
-    lift.refill(pipe)
+    note, lacking = lift.note, lift.lacking
+    lift.forget(pipe)
     lift.note = note
     if lacking:
         warnings.warn(
@@ -174,15 +201,19 @@ def retire(lift: Lift) -> None:
 
 @contextlib.contextmanager
 def paused(root: nn.Module) -> Iterator[None]:
-    """Let a transformer run untouched, whatever lifts it, while inside."""
-    lifts = {link.lift for module in root.modules() for link in links_of(module) if link.lift.active}
+    """Let a transformer run untouched, whatever lifts it, while inside; what is taken off meanwhile stays inert."""
+    lifts = {lift for lift in _lifts_of(root) if lift.active}
     for lift in lifts:
         lift.active = False
     try:
         yield
     finally:
-        for lift in lifts:
+        for lift in lifts & _lifts_of(root):
             lift.active = True
+
+
+def _lifts_of(root: nn.Module) -> set[Lift]:
+    return {link.lift for module in root.modules() for link in links_of(module)}
 
 
 # ---------------------------------------------------------------- links around forwards
@@ -240,7 +271,7 @@ def adding_up(root: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | N
 
 def refuse_cached_text(root: nn.Module, family: Family) -> None:
     """Raise where diffusers' TextKVCache makes the keys of the text before any block of ours runs."""
-    if not family.cross and (family.returns is not None or family.layout != "dual"):
+    if family.hands_on:
         return  # that cache is for models whose text is not updated
     if "text_kv_cache_transformer" in getattr(getattr(root, "_diffusers_hook", None), "hooks", ()):
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import fused
 from .settings import Spread
-from .streams import Family
+from .streams import ONE_CALL, Family
 from .tokens import Reading, token_weights, with_prompt, word_weights
 from .variance import factors
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from .hearing import Ids
 
 _EVER = (math.inf, -math.inf)
-ONE_CALL = ("uncond_cond", "cond_uncond")
-"""`Family.batch` where both branches of guidance come in one batch."""
 
 
 class RareliftWarning(UserWarning):
@@ -85,8 +83,10 @@ class Lift:
         self.eager_calls = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy belongs to another pipeline; its tap tells which
-        return {**vars(self), "pipe": None, "branches": (), "add_up": None, "kept": None}
+        # a copy belongs to another pipeline, whose tap tells which, and to none of its calls
+        nothing = ("pipe", "reading", "heard", "steps", "add_up", "share", "live_share", "words", "live_words", "kept")
+        missing = _unknown(self.settings, None, None, self.family, self.bare)
+        return {**vars(self), **dict.fromkeys(nothing), "branches": (), "words_by": {}, "missing": missing}
 
     def refill(
         self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = ()
@@ -111,8 +111,10 @@ class Lift:
             raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
         rows = _alpha_rows(settings, reading, self.family)
         weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
+        if self.steps is not None:
+            _refuse_half(settings, reading, self.family)
         words = {} if reading is None else _word_rows(settings, reading, self.family)
-        if self.branch in words and words[self.branch] is None and settings.branch != "cond":
+        if self.branch in words and words[self.branch] is None:
             raise _wordless(settings)
         window = _window(settings, self.steps)
         self.gated = self.family.batch == "separate" and (settings.branch != "both" or len(words) > 1)
@@ -131,7 +133,13 @@ class Lift:
         self._limit(window)
 
     def begin_steps(self, steps: tuple[float, ...]) -> None:
-        """The denoising loop is about to run these timesteps."""
+        """The denoising loop is about to run these timesteps.
+
+        Raises:
+            ValueError: the words of one branch are not known, and of which cannot be told; start and stop hold none of
+                these timesteps, or cannot be told by them.
+        """
+        _refuse_half(self.settings, self.reading, self.family)
         window = _window(self.settings, steps)
         self.steps = steps
         self.missing = _unknown(self.settings, self.reading, steps, self.family, self.bare)
@@ -141,6 +149,12 @@ class Lift:
         """A pipeline call begins, or is over: nothing is known of its branches yet."""
         self.named, self.branches, self.seen = False, (), frozenset()
         self._take("cond")
+
+    def forget(self, pipe: object) -> None:
+        """Nothing that is known of a pipeline call holds any longer: it is over, or another begins."""
+        self.reading = self.steps = None
+        self.begin_call()
+        self.refill(pipe)
 
     def begin_branch(self, name: str) -> None:
         """The pipeline says of which branch the next call of the transformer is: "cond", "pred_uncond", ..."""
@@ -157,11 +171,13 @@ class Lift:
     def _take(self, branch: str) -> None:
         self.branch = branch
         if self.words_by:
-            words = self.words_by.get(branch, self.words_by["cond"])
-            if words is None and self.settings.branch != "cond":
+            words = self.words_by["cond"]
+            if words is not None and branch == "uncond" and self.family.batch not in ONE_CALL:
+                words = self.words_by.get(branch, torch.zeros_like(words))  # not heard: without any
+            if words is None:
                 raise _wordless(self.settings)
             with torch.inference_mode(False):
-                self.words = words if words is None else _filled(self.words, words.to(self.traced_calls.device))
+                self.words = _filled(self.words, words.to(self.traced_calls.device))
         else:
             self.words = None
         taking = self.settings.branch in ("both", branch)
@@ -199,9 +215,9 @@ class Lift:
 
     def _usable(self, prompt: tuple[str, ...] | None) -> Reading | None:
         reading = self.reading
-        if reading is None or (reading.guided and self.family.batch not in ONE_CALL):
-            return None
-        return with_prompt(reading, prompt, self.family) if prompt and reading.cond is None else reading
+        if reading is None or reading.cond is not None or not prompt:
+            return reading
+        return with_prompt(reading, prompt, self.family)
 
     def to(self, device: torch.device) -> None:
         self.scale, self.window, self.taking = self.scale.to(device), self.window.to(device), self.taking.to(device)
@@ -209,14 +225,24 @@ class Lift:
         self.share = None if self.share is None else self.share.to(device)
         self.words = None if self.words is None else self.words.to(device)
 
-    def begin(self, text: Tensor | Sequence[Any], timestep: object) -> None:
+    def begin(self, text: Tensor | Sequence[Any] | None, timestep: object) -> None:
         """Set what the blocks of one call read. Traced under torch.compile; branches on shapes only.
 
         `text` has one row per sample of the batch, or is a list of samples, or one-dimensional: the only sample.
+
+        Raises:
+            RuntimeError: there is no text; what the settings need was not told, or is not told by this call.
+            ValueError: the batch is not the one that the settings are for.
         """
+        if text is None:
+            raise RuntimeError(
+                f"{self.family.model_text} of this call is None, so there is no text to lift; remove the handle for "
+                "calls without text"
+            )
         if self.missing is not None:
             raise RuntimeError(
-                f"{self.missing}: this call did not come from the pipeline that rarelift.apply was given"
+                f"{self.missing}, and nothing told this call: call the pipeline that rarelift.apply was given, with "
+                "the prompt in place of prompt_embeds; or use tokens='valid', start=0, stop=1 and branch='both'"
             )
         rows, first = 1 if isinstance(text, Tensor) and text.ndim == 1 else len(text), text
         while not isinstance(first, Tensor):
@@ -294,6 +320,11 @@ def _refuse(settings: Spread, family: Family) -> None:
             f"tokens={settings.tokens!r}: where the words of a prompt stand in the text stream of {family.model} is "
             f"not known: {family.wordless}; use tokens='valid' or 'all'"
         )
+    if settings.carry and not settings.cross_attention and not family.hands_on:
+        raise ValueError(
+            f"carry={settings.carry}: every block of {family.model} reads the same text and hands none on, so there is "
+            "nothing to carry; leave carry out"
+        )
     if settings.branch != "both" and family.batch == "unknown":
         raise ValueError(
             f"branch={settings.branch!r}: the branches of guidance cannot be told apart in {family.model}; use "
@@ -306,6 +337,20 @@ def _refuse(settings: Spread, family: Family) -> None:
             f"start={settings.start}, stop={settings.stop}: how {family.model} is told the timestep is not known; use "
             "start=0, stop=1"
         )
+
+
+def _refuse_half(settings: Spread, reading: Reading | None, family: Family) -> None:
+    """Raise where no more is encoded before the loop, and words are wanted of a branch that may be either."""
+    if reading is not None and reading.half and _by_ear(settings, family):
+        raise ValueError(
+            f"tokens={settings.tokens!r}: one branch of guidance came as embeddings, and which cannot be told; give "
+            "both prompts as words, or use tokens='all'"
+        )
+
+
+def _by_ear(settings: Spread, family: Family) -> bool:
+    """Whether the settings ask for words that only the text encoders tell."""
+    return settings.tokens not in ("all", "valid") and bool(family.runs)
 
 
 def _unknown(
@@ -356,28 +401,32 @@ def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Famil
             f"{type(pipe).__name__} made {reading.length} text tokens where {sum(reading.segments)} were expected, so "
             "words cannot be placed; use tokens='all'"
         )
-    cond = token_weights(pipe, family, reading.cond, tokens, reading.segments)
+    cond = token_weights(pipe, family, reading.cond, tokens, reading.segments, must_hold=settings.branch != "uncond")
     cond = cond.repeat_interleave(reading.rows // len(cond), 0)
     if not reading.guided:
         return cond, ""
     uncond, note = torch.ones_like(cond), ""
-    if reading.uncond is not None:
-        uncond = token_weights(pipe, family, reading.uncond, tokens, reading.segments, must_hold=False)
+    if settings.branch == "cond":  # the other takes no part, whatever its words are
+        pass
+    elif reading.uncond is not None:
+        uncond = token_weights(
+            pipe, family, reading.uncond, tokens, reading.segments, must_hold=settings.branch == "uncond"
+        )
         uncond = uncond.repeat_interleave(reading.rows // len(uncond), 0)
     elif tokens == "valid":
         note = "negative_prompt_embeds came without their text, so every token of the negative prompt took part"
-    elif settings.branch != "cond":
-        raise ValueError(f"tokens={tokens!r} needs the words of the negative prompt: pass them, or use branch='cond'")
+    else:
+        raise _wordless(settings)
     return torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond]), note
 
 
 def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, Tensor | None]:
     """Which tokens hold the words, `[rows, L]`, by branch; both are under "cond" where they come in one batch.
 
-    Nothing where the settings ask for no words, or the tokenizers alone can tell. None for an unconditional branch
-    whose words were not given.
+    Nothing where the settings ask for no words, or the tokenizers alone can tell, or before the second branch is
+    encoded. None for an unconditional branch whose words were not given.
     """
-    if settings.tokens in ("all", "valid") or not family.runs:
+    if reading.half or not _by_ear(settings, family):
         return {}
     first, *others = reading.branches or (None,)
     if first is None:
@@ -385,19 +434,22 @@ def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, 
             f"tokens={settings.tokens!r} needs the words: give the pipeline the prompt in place of prompt_embeds, or "
             "use tokens='all'"
         )
-    cond = word_weights(first, settings.tokens).bool()
+    cond = word_weights(first, settings.tokens, must_hold=settings.branch != "uncond").bool()
     cond = cond.repeat_interleave(reading.rows // len(cond), 0)
     rows: dict[str, Tensor | None] = {"cond": cond}
     for other in others:
-        words = None if other is None else word_weights(other, settings.tokens, must_hold=False).bool()
-        rows["uncond"] = words if words is None else words.repeat_interleave(reading.rows // len(words), 0)
+        if settings.branch == "cond":  # the other takes no part, whatever its words are
+            rows["uncond"] = torch.zeros_like(cond)
+        elif other is None:
+            rows["uncond"] = None
+        else:
+            words = word_weights(other, settings.tokens, must_hold=settings.branch == "uncond").bool()
+            rows["uncond"] = words.repeat_interleave(reading.rows // len(words), 0)
     if not reading.guided:
         return rows
-    uncond = rows.get("uncond", torch.zeros_like(cond))
+    uncond = rows.get("uncond", None if settings.branch == "uncond" else torch.zeros_like(cond))
     if uncond is None:
-        if settings.branch != "cond":
-            raise _wordless(settings)
-        uncond = torch.zeros_like(cond)
+        raise _wordless(settings)
     longest = max(cond.shape[1], uncond.shape[1])
     cond, uncond = (F.pad(part, (0, longest - part.shape[1])) for part in (cond, uncond))
     return {"cond": torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond])}

@@ -101,7 +101,7 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 def locate(target: object, *, cross: bool = False) -> tuple[Site, ...]:
-    """Every joint block of a pipeline or transformer, in the order in which it runs.
+    """Every joint block of a pipeline or transformer, or every one that cross-attends, in the order in which it runs.
 
     Args:
         target: the pipeline or transformer.

@@ -123,6 +123,11 @@ class Family:
         return bool(self.segments or self.runs)
 
     @property
+    def hands_on(self) -> bool:
+        """Whether a block hands the text on to the next, updated."""
+        return not self.cross and (self.layout == "packed" or self.returns is not None)
+
+    @property
     def block_names(self) -> tuple[str, ...]:
         return (self.block,) if isinstance(self.block, str) else self.block
 
@@ -132,6 +137,8 @@ class Family:
         return "cross-attention" if self.cross else "joint"
 
 
+ONE_CALL = ("uncond_cond", "cond_uncond")
+"""`Family.batch` where both branches of guidance come in one batch."""
 FAMILIES: dict[str, tuple[Family, ...]] = {}
 """Model class name to its lists of joint blocks."""
 CROSS_FAMILIES: dict[str, tuple[Family, ...]] = {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import hearing
+from .streams import ONE_CALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,7 +39,8 @@ class Reading:
     `cond` and `uncond` map prompt arguments ("prompt", "prompt_2", ...) to one text per prompt, None where the call
     brought embeddings without text. `rows` is the batch of one branch, prompts times images; `length` the tokens,
     0 where the embeddings are a list; `guided`: both branches are in one batch. `branches` is what the text encoders
-    were heard to read, see `hearing.branches`.
+    were heard to read, see `hearing.branches`; `apart`: negative prompts are encoded by an `encode_prompt` call of
+    their own.
     """
 
     cond: Mapping[str, tuple[str, ...]] | None
@@ -48,6 +50,12 @@ class Reading:
     length: int
     segments: tuple[int, ...]
     branches: tuple[Branch | None, ...] = ()
+    apart: bool = False
+
+    @property
+    def half(self) -> bool:
+        """Whether only one of two branches that are encoded apart was heard, and it is not known which."""
+        return self.guided and self.apart and len(self.branches) == 1
 
     @property
     def prompts(self) -> int:
@@ -70,13 +78,14 @@ def read(
     given = arguments.get("prompt_embeds") is None and arguments.get("prompt") is not None
     cond = _texts(arguments, names, "", 1) if given else None
     n = len(next(iter(cond.values()))) if cond else len(embeds)
-    guided = family.batch in ("uncond_cond", "cond_uncond") and _guided(pipe, arguments)
+    guided = family.batch in ONE_CALL and _guided(pipe, arguments)
     brought = any(value is not None for name, value in arguments.items() if name.startswith("negative_prompt_embeds"))
     uncond = None if brought else _texts(arguments, names, "negative_", n)
     length = embeds.shape[1] if isinstance(embeds, Tensor) else 0
     sizes = tuple(_length(pipe, s, arguments) if s.length else length for s in family.segments)
     said = () if not heard else hearing.branches(pipe, family, arguments, heard, (cond, uncond), length)
-    return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes, said)
+    apart = "negative_prompt" not in arguments
+    return Reading(cond, uncond if guided else None, guided, len(embeds), length, sizes, said, apart)
 
 
 def _prompts(family: Family) -> list[str]:
@@ -219,12 +228,8 @@ def _marks(
         if by_words:
             spans = list(_content_spans(text)) if tokens == "content" else list(_phrase_spans(text, tokens))
             pairs = zip(marks[text], coded["offset_mapping"][i], strict=True)
-            marks[text] = [valid and _overlaps(offset, spans) for valid, offset in pairs]
+            marks[text] = [valid and hearing.overlaps(offset, spans) for valid, offset in pairs]
     return [marks[text] for text in texts]
-
-
-def _overlaps(offset: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
-    return any(max(offset[0], a) < min(offset[1], b) for a, b in spans)
 
 
 def _content_spans(text: str) -> Iterator[tuple[int, int]]:
