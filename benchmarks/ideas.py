@@ -703,7 +703,8 @@ def chosen(bench: Bench, margin: float = 0.01) -> list[Any]:
 def written(bench: Bench) -> None:
     header = ["idea", "rare", "difference", *ATTRIBUTES, "common", "difference"]
     write_section(PAGE, "ideas", table(header, rows(bench, tuning, SETTINGS)))
-    write_section(PAGE, "ideas-report", table(header, rows(bench, reporting, [None, *chosen(bench)])))
+    reported = [i for i in SETTINGS if any(reporting(suite, i).key in bench.done for suite in SUITES)]
+    write_section(PAGE, "ideas-report", table(header, rows(bench, reporting, reported)))
 
 
 def main() -> None:
