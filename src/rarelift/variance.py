@@ -66,7 +66,7 @@ def factors(
         `[B or 1, 1, L]`: each token's share of the mean, adding up to 1 (0 where no token takes part); None with
         weights None, when every token has the same.
     """
-    wide = _wide(like.dtype)
+    wide = widened(like.dtype)
     a = torch.as_tensor(alpha, dtype=wide, device=like.device).reshape(-1, 1, 1)
     if weights is None:
         return a, None
@@ -97,7 +97,7 @@ def spread_by(
     """
     x = z
     if z.dtype is not torch.float32:
-        wide = _wide(z.dtype)
+        wide = widened(z.dtype)
         x, scale, share = z.to(wide), scale.to(wide), None if share is None else share.to(wide)
     if share is None:
         mean = x.mean(1, keepdim=True)
@@ -109,7 +109,7 @@ def spread_by(
         mean = add_up(mean)
     # lerp is exact at 1, scale * (x - mean) + mean is not
     lifted = torch.lerp(mean, x, scale)
-    return lifted if x is z else _cast(lifted, z.dtype)
+    return lifted if x is z else cast(lifted, z.dtype)
 
 
 def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
@@ -127,11 +127,11 @@ def take_off(output: Tensor, z: Tensor, lifted: Tensor) -> Tensor:
     """
     if output.dtype is torch.float32 and z.dtype is torch.float32:
         return output - (lifted - z)
-    wide = _wide(output.dtype)
-    return _cast(output.to(wide) - (lifted.to(wide) - z.to(wide)), output.dtype)
+    wide = widened(output.dtype)
+    return cast(output.to(wide) - (lifted.to(wide) - z.to(wide)), output.dtype)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def widened(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -164,7 +164,7 @@ def _per_token(weights: Tensor, z: Tensor) -> Tensor:
     return w
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype in _HALF:
         limit = torch.finfo(dtype)
         x = x.clamp(limit.min, limit.max)
