@@ -35,7 +35,14 @@ def test_blocks_are_read(given: Any, stored: tuple[int, ...] | None) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [Spread(), Spread((1.2, 2), True, ("purple lion",), (0, -1), 0.1, 0.9, "cond"), Spread(0, tokens="content")],
+    [
+        Spread(),
+        Spread((1.2, 2), True, ("purple lion",), (0, -1), 0.1, 0.9, "cond"),
+        Spread(0, tokens="content"),
+        Spread(space="principal", rank=3),
+        Spread(space="residual", rank=0.5),
+        Spread(space="align", amount=0.2, toward=("lion", "crown")),
+    ],
 )
 def test_round_trip_through_json(settings: Spread) -> None:
     assert Spread.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
@@ -76,6 +83,22 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"stop": 1.1}, ValueError, "stop=1.1"),
         ({"start": "0"}, TypeError, "start must be a number"),
         ({"start": float("nan")}, ValueError, "start must be finite"),
+        ({"space": "principle", "rank": 1}, ValueError, "unknown space 'principle'.*'principal'"),
+        ({"space": "principal"}, ValueError, "space='principal' needs rank, a whole number of components"),
+        ({"space": "residual", "rank": 0}, ValueError, "rank must be a whole number of components.*got 0"),
+        ({"space": "residual", "rank": 1.5}, ValueError, "rank must be.*between 0 and 1, got 1.5"),
+        ({"space": "residual", "rank": float("nan")}, ValueError, "rank must be"),
+        ({"space": "principal", "rank": "2"}, TypeError, "rank must be.*got '2'"),
+        ({"space": "principal", "rank": True}, TypeError, "rank must be.*got True"),
+        ({"rank": 2}, ValueError, "rank=2 does nothing with space='all'; it is for space='principal' and"),
+        ({"space": "whiten"}, ValueError, "space='whiten' needs amount, a number from 0 to 1"),
+        ({"space": "whiten", "amount": 1.1}, ValueError, "amount must be from 0 to 1, got 1.1"),
+        ({"space": "align", "amount": "0"}, TypeError, "amount must be a number"),
+        ({"space": "principal", "rank": 1, "amount": 0.5}, ValueError, "amount=0.5 does nothing.*space='whiten'"),
+        ({"toward": "content"}, ValueError, "toward='content' does nothing with space='all'.*space='align'"),
+        ({"space": "align", "amount": 0.5, "toward": "fist"}, ValueError, "Did you mean 'first'"),
+        ({"space": "align", "amount": 0.5, "toward": ()}, ValueError, "toward holds no phrase"),
+        ({"space": "align", "amount": 0.5, "blocks": "3-5"}, ValueError, "block 0, which is not among"),
         ({"branch": "conditional"}, ValueError, "unknown branch 'conditional'.*'cond'"),
     ],
 )

@@ -42,6 +42,10 @@ def apply(
     start: float = 0.0,
     stop: float = 1.0,
     branch: Literal["both", "cond", "uncond"] = "both",
+    space: Literal["all", "principal", "residual", "whiten", "align"] = "all",
+    rank: int | float | None = None,
+    amount: float | None = None,
+    toward: str | tuple[str, ...] = "first",
     prompt: str | list[str] | None = None,
     settings: Spread | None = None,
 ) -> Handle:
@@ -52,7 +56,7 @@ def apply(
 
     Args:
         target: a diffusers pipeline, or its transformer, compiled or not.
-        alpha, carry, tokens, blocks, start, stop, branch: see `Spread`.
+        alpha, carry, tokens, blocks, start, stop, branch, space, rank, amount, toward: see `Spread`.
         prompt: the text behind `prompt_embeds`, for calls that pass embeddings instead of words.
         settings: all of them in one object, in place of the single keywords; one of these beside it that differs from
             its default is an error.
@@ -65,7 +69,7 @@ def apply(
         ImportError: the installed diffusers is too old.
         ValueError, TypeError: a setting is wrong, or the target cannot honour it; nothing was changed.
     """
-    given = Spread(alpha, carry, tokens, blocks, start, stop, branch)  # type: ignore[arg-type]
+    given = Spread(alpha, carry, tokens, blocks, start, stop, branch, space, rank, amount, toward)  # type: ignore[arg-type]
     if settings is not None and given not in (settings, Spread()):
         raise ValueError("give either settings=Spread(...) or single keywords, not both; see Spread.replace")
     return Handle(target, settings or given, prompt)
@@ -230,8 +234,8 @@ class Handle:
     def set(self, **changes: Any) -> None:
         """Change settings (fields of `Spread`, and `prompt`) in place, also from a callback in the middle of a call.
 
-        alpha, start, stop and branch take effect without recompilation; blocks and carry are another graph. On error
-        nothing has changed.
+        alpha, start, stop, branch and amount take effect without recompilation; blocks, carry, space, rank and toward
+        are another graph. On error nothing has changed.
 
         Raises:
             RuntimeError: the handle was removed or replaced.

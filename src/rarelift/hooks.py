@@ -303,6 +303,8 @@ def _live_factors(
 
 
 def _spread(lift: Lift, z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
+    if lift.directed:
+        return lift.spread_part(z, scale, share)
     if lift.fused and lift.add_up is None and not torch.compiler.is_compiling() and fused.takes(z):
         return fused.spread_by(z, scale, share)
     return spread_by(z, scale, share, autocast=lift.autocast, add_up=lift.add_up)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import fused
+from . import directions, fused
 from .settings import Spread
 from .streams import Family
 from .tokens import Reading, token_weights, with_prompt
@@ -40,6 +40,7 @@ class Lift:
     ) -> None:
         self.settings, self.prompt, self.family, self.bare = settings, prompt, families[0], bare
         self.packed = next((family for family in families if family.layout == "packed"), None)
+        self.scattered = any(family.scattered for family in families)
         self.active = True
         self.note = ""
         self.reading: Reading | None = None
@@ -71,12 +72,21 @@ class Lift:
         self.autocast = False
         self.kept: tuple[Any, ...] | None = None  # the factors of the last masked block, and what they were made of
         self.fused = False  # whether the kernels of `fused` are there for the call under way
+        # of a lift of part of the deviation
+        self.directed = settings.space != "all"
+        self.space, self.rank = settings.space, settings.rank
+        self.amount: Tensor | None = None
+        self.live_amount: Tensor | None = None
+        self.aim: Tensor | None = None  # each token's share of the mean that all turn toward
+        self.live_aim: Tensor | None = None
+        self.first: Tensor | None = None  # the deviations at the first block of the call under way
+        self.among: tuple[Tensor, Tensor] | None = None  # a share, and the positions that have one in any sample
         self.traced_calls = torch.zeros((), dtype=torch.int64)
         self.eager_calls = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy belongs to another pipeline; its tap tells which
-        return {**vars(self), "pipe": None, "branches": (), "add_up": None, "kept": None}
+        return {**vars(self), "pipe": None, "branches": (), "add_up": None, "kept": None, "first": None, "among": None}
 
     def refill(
         self, pipe: object | None, *, settings: Spread | None = None, prompt: tuple[str, ...] | None = ()
@@ -87,6 +97,11 @@ class Lift:
         """
         settings, prompt = settings or self.settings, self.prompt if prompt == () else prompt
         _refuse(settings, self.family)
+        if self.scattered and settings.space != "all":
+            raise ValueError(
+                f"space={settings.space!r}: in {self.family.model} text stands among image tokens, at other places in "
+                "each sample, where parts of the deviation are not worked out; use space='all'"
+            )
         reading = self._usable(prompt)
         unknown = _unknown(settings, reading, self.steps, self.family, self.bare)
         if self.bare and unknown:
@@ -98,17 +113,22 @@ class Lift:
         if self.bare and prompt:
             raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
         rows = _alpha_rows(settings, reading, self.family)
+        amounts = _amount_rows(settings, reading, self.family, len(rows))
         weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
+        aim = _aim_rows(settings, reading, pipe, self.family)
         window = _window(settings, self.steps)
         self.gated = settings.branch != "both" and self.family.batch == "separate"
         self.settings, self.prompt, self.note = settings, prompt, note
         self.carry, self.masked, self.missing = settings.carry, settings.tokens == "valid", unknown
         self.guided = reading is not None and reading.guided
-        self.uniform = len(set(rows)) == 1 and weights is None
+        self.uniform = len(set(rows)) == 1 and len(set(amounts)) <= 1 and weights is None and aim is None
+        self.directed, self.space, self.rank = settings.space != "all", settings.space, settings.rank
         device = self.traced_calls.device
         with torch.inference_mode(False):
             scale, self.share = factors(torch.tensor(rows, device=device)[:, None, None], weights, self.scale)
             self.scale = _filled(self.scale, scale)
+            self.amount = _filled(self.amount, _amounts(amounts, weights, device)) if amounts else None
+            self.aim = None if aim is None else factors(1.0, aim, self.scale)[1]
         self._take(self.branch)
         self._limit(window)
 
@@ -179,6 +199,8 @@ class Lift:
         self.scale, self.window, self.taking = self.scale.to(device), self.window.to(device), self.taking.to(device)
         self.traced_calls = self.traced_calls.to(device)
         self.share = None if self.share is None else self.share.to(device)
+        self.amount = None if self.amount is None else self.amount.to(device)
+        self.aim = None if self.aim is None else self.aim.to(device)
 
     def begin(self, text: Tensor | Sequence[Any], timestep: object) -> None:
         """Set what the blocks of one call read. Traced under torch.compile; branches on shapes only.
@@ -195,24 +217,66 @@ class Lift:
         if self.traced_calls.device != first.device:
             self.to(first.device)
         scale = self._rows(self.scale, rows)
+        amount = None if self.amount is None else self._rows(self.amount, rows)
         told = timestep if isinstance(timestep, Tensor) and timestep.numel() else None
         if told is not None and (torch.compiler.is_compiling() or self.windowed):
             t = told.detach().to(self.window).reshape(-1, 1, 1)[:rows]  # a token each, where there is one sample
             if self.family.timestep_scale is not None:
                 t = t * self.family.timestep_scale + self.family.timestep_zero
-            scale = torch.where((t < self.window[0]) & (t >= self.window[1]), scale, 1.0)
+            inside = (t < self.window[0]) & (t >= self.window[1])
+            scale, amount = torch.where(inside, scale, 1.0), _amount_where(inside, amount)
         elif self.windowed:
             raise RuntimeError(f"start and stop: {self.family.model_timestep} of this call tells no step")
         if self.family.batch == "separate":
             if not self.named and self.gated:
                 self._tell_branch(first)
             if torch.compiler.is_compiling() or self.gated:
-                scale = torch.where(self.taking, scale, 1.0)
+                scale, amount = torch.where(self.taking, scale, 1.0), _amount_where(self.taking, amount)
         self.live_scale = scale
         self.live_share = None if self.share is None else self._rows(self.share, rows).expand(rows, -1, -1)
         self.autocast = torch.is_autocast_enabled(first.device.type)
         self.kept = None
         self.fused = fused.here(first)
+        if self.directed:
+            if self.add_up is not None:
+                raise RuntimeError(
+                    f"space={self.space!r}: context parallelism splits the text, and parts of the deviation need all "
+                    "of it; use space='all'"
+                )
+            self.first, self.live_amount = None, amount
+            self.live_aim = None if self.aim is None else self._rows(self.aim, rows)
+
+    def spread_part(self, z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
+        """What a block reads where part of the deviation is lifted. Traced under torch.compile."""
+        target = amount = None
+        if self.space == "align":
+            target = self._target(z, share)
+        if self.live_amount is not None:
+            amount = self.live_amount if share is None else self.live_amount * (share.mT > 0)
+        among = None if share is None or torch.compiler.is_compiling() else self._among(share)
+        space, rank = self.space, self.rank
+        return directions.spread_part(
+            z, scale, share, space=space, rank=rank, amount=amount, target=target, among=among
+        )
+
+    def _target(self, z: Tensor, share: Tensor | None) -> Tensor:
+        """What "align" turns to: at the first block, which has what it turns to, that is each token itself."""
+        if self.live_aim is not None:
+            return directions.deviation_of_some(z, share, self.live_aim)
+        if self.first is None:
+            self.first = directions.deviations_of(z, share)
+        if self.first.shape != z.shape:
+            raise RuntimeError(
+                f"toward='first': the text is {tuple(z.shape)} at one block and was {tuple(self.first.shape)} at the "
+                f"first of {self.family.model}; give words as toward"
+            )
+        return self.first
+
+    def _among(self, share: Tensor) -> Tensor:
+        """The positions that take part in any sample; the blocks of a call mostly have one share."""
+        if self.among is None or self.among[0] is not share:
+            self.among = share, (share > 0).any(0).flatten().nonzero().flatten()
+        return self.among[1]
 
     def count(self) -> None:
         """A block was lifted. Traced under torch.compile."""
@@ -241,9 +305,9 @@ class Lift:
         )
 
 
-def _filled(old: Tensor, new: Tensor) -> Tensor:
+def _filled(old: Tensor | None, new: Tensor) -> Tensor:
     """The new values, in the old tensor where it fits."""
-    return old.copy_(new) if old.shape == new.shape and old.device == new.device else new
+    return old.copy_(new) if old is not None and old.shape == new.shape and old.device == new.device else new
 
 
 def _refuse(settings: Spread, family: Family) -> None:
@@ -252,6 +316,11 @@ def _refuse(settings: Spread, family: Family) -> None:
         raise ValueError(
             f"tokens={settings.tokens!r}: where the words of a prompt stand in the text stream of {family.model} is "
             "not known; use tokens='valid' or 'all'"
+        )
+    if not family.segments and settings.toward != "first":
+        raise ValueError(
+            f"toward={settings.toward!r}: where the words of a prompt stand in the text stream of {family.model} is "
+            "not known; use toward='first'"
         )
     if settings.branch != "both" and family.batch == "unknown":
         raise ValueError(
@@ -273,6 +342,8 @@ def _unknown(
     """What the settings need and nobody has told, or None."""
     if reading is None and settings.tokens not in ("all", "valid"):
         return f"tokens={settings.tokens!r} needs the words of the prompt"
+    if reading is None and settings.toward != "first":
+        return f"toward={settings.toward!r} needs the words of the prompt"
     told = family.batch == "cond" or (family.batch == "separate" and not bare)
     if reading is None and settings.branch != "both" and not told:
         return f"branch={settings.branch!r} needs to know which rows of the batch are conditional"
@@ -296,9 +367,43 @@ def _alpha_rows(settings: Spread, reading: Reading | None, family: Family) -> li
         if settings.branch == "uncond" and family.batch in _ONE_CALL:
             raise ValueError("branch='uncond' with guidance off lifts nothing; use guidance_scale > 1 or branch='both'")
         return rows
-    uncond = rows if settings.branch != "cond" else [1.0] * reading.rows
-    cond = rows if settings.branch != "uncond" else [1.0] * reading.rows
+    return _by_branch(rows, 1.0, settings, family)
+
+
+def _by_branch(rows: list[float], neutral: float, settings: Spread, family: Family) -> list[float]:
+    """Both halves of a guided batch, one of them neutral where it is not lifted."""
+    uncond = rows if settings.branch != "cond" else [neutral] * len(rows)
+    cond = rows if settings.branch != "uncond" else [neutral] * len(rows)
     return uncond + cond if family.batch == "uncond_cond" else cond + uncond
+
+
+def _amount_rows(settings: Spread, reading: Reading | None, family: Family, rows: int) -> list[float]:
+    """amount for each of the `rows` of the batch; none where the space has no amount."""
+    if settings.amount is None:
+        return []
+    if reading is None or not reading.guided:
+        return [settings.amount] * rows
+    return _by_branch([settings.amount] * reading.rows, 0.0, settings, family)
+
+
+def _amounts(rows: list[float], weights: Tensor | None, device: torch.device) -> Tensor:
+    """amount for each row, `[rows, 1, 1]`, or for each of its tokens, `[rows, L, 1]`."""
+    amounts = torch.tensor(rows, device=device)[:, None, None]
+    return amounts if weights is None else amounts * weights.to(device)[:, :, None]
+
+
+def _amount_where(taking: Tensor, amount: Tensor | None) -> Tensor | None:
+    return None if amount is None else torch.where(taking, amount, 0.0)
+
+
+def _aim_rows(settings: Spread, reading: Reading | None, pipe: object, family: Family) -> Tensor | None:
+    """The words that deviations turn toward, as token weights for each row of the batch."""
+    if reading is None or settings.toward == "first":
+        return None
+    try:
+        return _weight_rows(settings.replace(tokens=settings.toward), reading, pipe, family)[0]
+    except ValueError as error:
+        raise ValueError(f"toward={settings.toward!r}, read as tokens are: {error}") from error
 
 
 def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Family) -> tuple[Tensor | None, str]:

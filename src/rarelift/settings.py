@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TOKENS = ("all", "valid", "content")
 BRANCHES = ("both", "cond", "uncond")
+BY_RANK, BY_AMOUNT = ("principal", "residual"), ("whiten", "align")
+SPACES = ("all", *BY_RANK, *BY_AMOUNT)
+TOWARD = ("first", "content")
 _LARGEST = 3.4e38  # of float32, the precision of the arithmetic
 
 
@@ -27,8 +30,8 @@ class Spread:
     """How the text stream is spread. Defaults are those of `rarelift.apply`.
 
     Args:
-        alpha: factor on the deviations from the token mean, finite and >= 0; 1 changes nothing. A tuple gives one
-            per sample of the batch (per prompt).
+        alpha: factor on the deviations from the token mean, finite and >= 0; 1 changes nothing, an `amount` aside. A
+            tuple gives one per sample of the batch (per prompt).
         carry: True sends the spread stream on to the next block, where it compounds; False spreads only what each
             block reads.
         tokens: which tokens take part: "all"; "valid", those that are not padding (all, where that cannot be told);
@@ -39,6 +42,16 @@ class Spread:
             start <= i / n < stop.
         stop: see start.
         branch: which half of classifier-free guidance is lifted.
+        space: which part of the deviations alpha multiplies: "all"; "principal", the part along the strongest
+            principal components of the tokens that take part; "residual", what these leave. "whiten" first makes the
+            components more alike, at the same total variance, and "align" first turns each deviation toward a target;
+            alpha then multiplies all of it.
+        rank: of "principal" and "residual": how many components, or, below 1, the share of the variance that the fewest
+            of them must hold. n tokens have n - 1 components.
+        amount: of "whiten" and "align", from 0, which leaves the spread alone, to 1: the exponent p of s^(1 - p) on the
+            singular values, or the share of the angle to the target.
+        toward: of "align", the target: "first", what the same token was at the first block; "content" or a tuple of
+            phrases, the mean deviation of these words (of `tokens`) at the same block.
 
     Raises:
         ValueError, TypeError: a value is not accepted; the message says what is.
@@ -51,15 +64,21 @@ class Spread:
     start: float = 0.0
     stop: float = 1.0
     branch: str = "both"
+    space: str = "all"
+    rank: int | float | None = None
+    amount: float | None = None
+    toward: str | tuple[str, ...] = "first"
 
     def __post_init__(self) -> None:
         for field, value in (
             ("alpha", _alpha(self.alpha)),
-            ("tokens", _tokens(self.tokens)),
+            ("tokens", _phrases("tokens", self.tokens, TOKENS)),
             ("blocks", _blocks(self.blocks)),
             ("start", _number("start", self.start)),
             ("stop", _number("stop", self.stop)),
             ("branch", one_of("branch", self.branch, BRANCHES)),
+            ("space", one_of("space", self.space, SPACES)),
+            ("toward", _phrases("toward", self.toward, TOWARD)),
         ):
             object.__setattr__(self, field, value)
         if not isinstance(self.carry, bool):
@@ -68,6 +87,15 @@ class Spread:
             raise ValueError(
                 f"start and stop are shares of the steps with 0 <= start < stop <= 1, got start={self.start}, "
                 f"stop={self.stop}; for the first half use start=0, stop=0.5"
+            )
+        _check_rank(self.rank, self.space)
+        _check_amount(self.amount, self.space)
+        if self.space != "align" and self.toward != "first":
+            raise ValueError(f"toward={self.toward!r} does nothing with space={self.space!r}; it is for space='align'")
+        if self.space == "align" and self.toward == "first" and self.blocks is not None and 0 not in self.blocks:
+            raise ValueError(
+                f"toward='first' reads the text at block 0, which is not among blocks={self.blocks}; add 0, or give "
+                "words as toward"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,14 +152,41 @@ def _one_alpha(value: object) -> float:
     return number
 
 
-def _tokens(value: object) -> str | tuple[str, ...]:
+def _phrases(name: str, value: object, accepted: tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(value, str):
-        return one_of("tokens", value, TOKENS, hint=f" For a phrase of the prompt use tokens=({value!r},).")
+        return one_of(name, value, accepted, hint=f" For a phrase of the prompt use {name}=({value!r},).")
     if not isinstance(value, (tuple, list)) or not all(isinstance(v, str) for v in value):
-        raise TypeError(f"tokens must be one of {', '.join(TOKENS)} or a tuple of phrases, got {value!r}")
+        raise TypeError(f"{name} must be one of {', '.join(accepted)} or a tuple of phrases, got {value!r}")
     if not value or not all(v.strip() for v in value):
-        raise ValueError(f"tokens holds no phrase or an empty one: {value!r}; give words of the prompt")
+        raise ValueError(f"{name} holds no phrase or an empty one: {value!r}; give words of the prompt")
     return tuple(value)
+
+
+def _check_rank(rank: object, space: str) -> None:
+    accepted = "a whole number of components from 1, or a share of the variance between 0 and 1"
+    if space not in BY_RANK:
+        if rank is not None:
+            raise ValueError(f"rank={rank} does nothing with space={space!r}; it is for {_listed(BY_RANK)}")
+    elif rank is None:
+        raise ValueError(f"space={space!r} needs rank, {accepted}")
+    elif isinstance(rank, bool) or not isinstance(rank, (int, float)):
+        raise TypeError(f"rank must be {accepted}, got {rank!r} ({type(rank).__name__})")
+    elif not (rank >= 1 if isinstance(rank, int) else 0 < rank < 1):
+        raise ValueError(f"rank must be {accepted}, got {rank}")
+
+
+def _check_amount(amount: object, space: str) -> None:
+    if space not in BY_AMOUNT:
+        if amount is not None:
+            raise ValueError(f"amount={amount} does nothing with space={space!r}; it is for {_listed(BY_AMOUNT)}")
+    elif amount is None:
+        raise ValueError(f"space={space!r} needs amount, a number from 0 to 1")
+    elif not 0 <= _number("amount", amount) <= 1:
+        raise ValueError(f"amount must be from 0 to 1, got {amount}")
+
+
+def _listed(spaces: tuple[str, ...]) -> str:
+    return " and ".join(f"space={space!r}" for space in spaces)
 
 
 def _blocks(value: object) -> tuple[int, ...] | None:
