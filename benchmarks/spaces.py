@@ -1,15 +1,17 @@
-"""Time of each `space` of a lift on the bundled model: calls untouched and lifted in alternation, in one process.
+"""CPU time of each `space` of a lift on the bundled model: calls untouched and lifted in alternation, in one process.
 
     python benchmarks/spaces.py
     python benchmarks/spaces.py lift:space=whiten,amount=0.5 --batch 16 --pairs 40
 
 Prints, for each method, milliseconds of one denoising step untouched, the median of what it takes more, and the ratio
-of the two with a bootstrap interval over pairs of calls.
+of the two with a bootstrap interval over pairs of calls. All are of the processor, added up over threads, which others
+on the machine disturb less than the clock on the wall; `overhead.py` has that.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,16 +32,21 @@ METHODS = (
 
 
 def timed(model: pipelines.Model, settings: rarelift.Spread, batch: int, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each untouched and each lifted call, decoding and attaching included."""
+    """Seconds of each untouched and each lifted call, decoding included, attaching not."""
+
+    def untouched() -> float:
+        started = time.process_time()
+        call(model, batch)
+        return time.process_time() - started
 
     def lifted() -> float:
         with rarelift.apply(model.pipe, settings=settings):
-            return call(model, batch)
+            return untouched()
 
     for _ in range(2):
-        call(model, batch)
+        untouched()
         lifted()
-    return alternate(lambda: call(model, batch), lifted, pairs, f"batch {batch}")
+    return alternate(untouched, lifted, pairs, f"batch {batch}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         more = 1000 * np.median(lifted - untouched) / steps
         print(
             f"{name}: {1000 * np.median(untouched) / steps:.2f} ms a step untouched, {more:.2f} more, "
-            f"ratio {ratio_of(untouched, lifted):.4f}"
+            f"ratio {ratio_of(untouched, lifted):.4f}",
+            flush=True,
         )
 
 
