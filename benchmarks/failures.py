@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ideas import Studio
 from measure import Artist, Cell, Drawing, pictures_of, table, write_section
 from rarelift import pictures, pipelines
 from rarelift.menagerie.world import ATTRIBUTES, VALUES, Thing, render
@@ -44,6 +45,8 @@ def main() -> None:
     seen = [VALUES["animal"][i] for i in odds.argmax(1)]
     own = np.array([odds[i, VALUES["animal"].index(thing.animal)] for i, thing in enumerate(asked)])
     wrong = [i for i, thing in enumerate(asked) if seen[i] != thing.animal]
+    near = Studio(artist.untouched).nearest
+    places = [1 + near[asked[i].animal].index(seen[i]) for i in wrong]
     others = [usual(a, asked[i]) for i in wrong for a in VALUES["animal"] if a != asked[i].animal]
     pairs = Counter(tuple(sorted((asked[i].animal, seen[i]))) for i in wrong)
     rows = [
@@ -56,6 +59,10 @@ def main() -> None:
             f"{np.mean([usual(seen[i], asked[i]) for i in wrong]):.2f}",
         ),
         ("the same of any other animal", f"{np.mean(others):.2f}"),
+        (
+            "place of the animal seen among the 15 others, nearest word in the text encoders first, mean",
+            f"{np.mean(places):.1f}",
+        ),
         ("most frequent pairs", ", ".join(f"{a} and {b} ({n})" for (a, b), n in pairs.most_common(6))),
     ]
     write_section(DOCS / "beyond.md", "failures", table(("", ""), rows))
