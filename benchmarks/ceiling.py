@@ -139,9 +139,9 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     ]
     return "\n\n".join(
         [
-            "Pictures with every attribute right, reporting prompts (512 rare, 512 common, 256 never) x 2 seeds, at the "
-            "guidance_scale that is best for each model on tuning prompts; in brackets the difference to the shipped "
-            f"model from the same noise, 95% interval by thing. {'. '.join(trained)}.",
+            "Pictures with every attribute right, reporting prompts (512 rare, 512 common, 256 never) x 2 seeds, at "
+            "the guidance_scale that is best for each model on tuning prompts; in brackets the difference to the "
+            f"shipped model from the same noise, 95% interval by thing. {'. '.join(trained)}.",
             table(["model", "guidance_scale", *SUITES], rows),
         ]
     )

@@ -439,17 +439,29 @@ def test_one_alpha_per_sample_of_a_bare_transformer(transformer: Any) -> None:
 
 def test_tokens_reach_their_rows(pipe: Any) -> None:
     rows: Any = []
-    pipe.transformer.proj_out.register_forward_hook(lambda *_: rows.append(handle._lift.live_share))
+    hook = pipe.transformer.proj_out.register_forward_hook
+    hook(lambda *_: rows.append((handle._lift.live_scale, handle._lift.live_share)))
     handle: rarelift.Handle = rarelift.apply(pipe, tokens=("crown",))
-    draw(pipe, ["a crown", "a red crown"], negative_prompt="crown", num_images_per_prompt=2, num_inference_steps=1)
-    assert rows[0].argmax(2).flatten().tolist() == [1, 1, 1, 1, 2, 2, 3, 3]
-    assert rows[0].amax(2).flatten().tolist() == [1] * 8
+    said = ["a crown and a lion", "a red crown"]
+    draw(pipe, said, negative_prompt="red crown", num_images_per_prompt=2, num_inference_steps=1)
+    scale, share = rows[0]
+    assert (scale[:, :, 0] != 1).nonzero().tolist() == [[row, at] for row, at in enumerate([2, 2, 2, 2, 2, 2, 3, 3])]
+    assert share[:, 0].nonzero()[:, 1].tolist() == [1, 2] * 4 + [2, 5] * 2 + [2, 3] * 2  # with the other content word
     handle.set(tokens="valid")
     draw(pipe, "a lion", num_inference_steps=1)
-    assert rows[1].count_nonzero(2).flatten().tolist() == [2, 4]  # the empty negative prompt: begin and end
+    assert rows[1][1].count_nonzero(2).flatten().tolist() == [2, 4]  # the empty negative prompt: begin and end
     handle.set(tokens=("crown",))
     with pytest.raises(ValueError, match="'crown', which is not in the prompt 'a lion'"):
         draw(pipe, "a lion")
+
+
+@pytest.mark.parametrize("tokens", [("crown",), "content"])
+def test_a_named_word_moves_and_a_lone_one_is_told(pipe: Any, tokens: Any) -> None:
+    plain, lone = draw(pipe, "a red crown"), draw(pipe, "a crown")
+    with rarelift.apply(pipe, tokens=tokens, alpha=2.0):
+        assert not torch.equal(draw(pipe, "a red crown"), plain)
+        with pytest.warns(RareliftWarning, match="a prompt has a single token that takes part"):
+            assert torch.equal(draw(pipe, "a crown"), lone)
 
 
 def test_padding_is_untouched_by_default(pipe: Any) -> None:

@@ -383,19 +383,23 @@ def test_pipelines_branch_steps_and_alphas(name: str) -> None:
     assert live(alpha=(1.2, 2.0), branch="cond") == 2 * [[1.0, 1.0, pytest.approx(1.2), 2.0]]
 
 
-def shares(pipe: Any, handle: rarelift.Handle, call: dict[str, Any]) -> Tensor:
-    """Each token's share of the mean in one call of a pipeline, `[rows, L]`."""
-    seen: list[Tensor] = []
+def factors(pipe: Any, handle: rarelift.Handle, call: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """In one call of a pipeline: the factor on each token's deviation and its share of the mean, both `[rows, L]`."""
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def look(*_: object) -> None:
         share = handle._lift.live_share
         assert share is not None
-        seen.append(share[:, 0])
+        seen.append((handle._lift.live_scale[:, :, 0], share[:, 0]))
 
     hook = network(pipe).register_forward_hook(look)
     draw(pipe, call)
     hook.remove()
     return seen[0]
+
+
+def shares(pipe: Any, handle: rarelift.Handle, call: dict[str, Any]) -> Tensor:
+    return factors(pipe, handle, call)[1]
 
 
 def ids(pipe: Any, *texts: str) -> Tensor:
@@ -408,11 +412,14 @@ def test_a_phrase_is_where_its_tokens_are(name: str) -> None:
     pipe, arguments = pipeline(name)
     texts = (PROMPT, OTHER.replace("pink", "purple"))
     handle = lift(pipe, alpha=2.0, tokens=("purple",))
-    found = shares(pipe, handle, arguments(*texts))
+    scale, share = factors(pipe, handle, arguments(*texts))
+    found = scale != 1
     moved = ids(pipe, *texts) != ids(pipe, *(text.replace("purple", "red") for text in texts))
     assert moved.sum() == 2
-    assert torch.equal(found[2:] > 0, moved)
+    assert torch.equal(found[2:], moved)
     assert not found[:2].any()  # the negative prompt is without it
+    assert (share[2:][moved] > 0).all()
+    assert (share > 0).sum() > moved.sum()  # the mean is that of the other words too
     handle.set(tokens=("lionn",))
     with pytest.raises(ValueError, match="'lionn', which is not in the prompt"):
         draw(pipe, arguments(PROMPT))

@@ -14,13 +14,13 @@ HALF = (torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-def reference(z: np.ndarray, alpha: np.ndarray, w: np.ndarray) -> np.ndarray:
+def reference(z: np.ndarray, alpha: np.ndarray, w: np.ndarray, about: np.ndarray | None = None) -> np.ndarray:
     """The formula token by token, in float64, written without looking at the implementation."""
     out = z.astype(np.float64).copy()
+    about = w if about is None else about
     for b in range(z.shape[0]):
-        if w[b].sum() == 0:
-            continue
-        mean = np.average(z[b].astype(np.float64), axis=0, weights=w[b])
+        counted = about[b].sum() > 0
+        mean = np.average(z[b].astype(np.float64), axis=0, weights=about[b]) if counted else np.zeros(z.shape[2])
         for t in range(z.shape[1]):
             lifted = alpha[b] * (z[b, t] - mean) + mean
             out[b, t] = (1 - w[b, t]) * z[b, t] + w[b, t] * lifted
@@ -51,6 +51,25 @@ def test_agrees_with_reference(case: tuple[Tensor, float, Tensor], dtype: torch.
     scale = 1 + np.abs(expected).max(initial=0)
     assert spread(z, alpha, w).dtype == dtype
     np.testing.assert_allclose(spread(z, alpha, w).double().numpy() / scale, expected / scale, atol=TOLERANCE[dtype])
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.booleans())
+def test_the_mean_of_other_tokens_agrees_with_reference(case: tuple[Tensor, float, Tensor], all_move: bool) -> None:
+    z, alpha, about = case
+    w = torch.ones_like(about) if all_move else (about < 0.7).double()
+    expected = reference(z.numpy(), np.full(len(z), alpha), w.numpy(), about.numpy())
+    got = spread(z, alpha, None if all_move else w, about)
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-9 * (1 + np.abs(expected).max(initial=0)))
+
+
+def test_one_token_moves_away_from_the_others() -> None:
+    z = torch.tensor([[[0.0], [2.0], [4.0]]])
+    one, every = torch.tensor([0.0, 0.0, 1.0]), torch.ones(3)
+    assert torch.equal(spread(z, 2.0, one), z)  # its own mean
+    assert spread(z, 2.0, one, every).flatten().tolist() == [0, 2, 6]
+    with pytest.raises(ValueError, match=r"weights must have shape \[3\]"):
+        spread(z, 2.0, one, torch.ones(4))
 
 
 @settings(max_examples=60, deadline=None)

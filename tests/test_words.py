@@ -16,6 +16,7 @@ import families
 import rarelift
 from rarelift import hooks
 from rarelift.streams import FAMILIES, Family
+from rarelift.tokens import MEAN, MOVES
 from tiny_pipelines import PIPELINES, Processor, clip, decoder, draw, flow, qwen3_vl, t5, tokenizer, transformer
 
 diffusers.utils.logging.set_verbosity_error()
@@ -75,7 +76,10 @@ def first_blocks(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     def noted(lift: Any, z: Tensor, scale: Tensor, share: Tensor | None) -> Tensor:
         if fresh[0]:
             assert share is not None
-            seen.append((z.clone(), (share[:, 0] > 0).expand(len(z), -1)))
+            moves = (scale[:, :, 0] != 1).expand(len(z), -1)
+            counts = (share[:, 0] > 0).expand(len(z), -1)
+            assert counts[moves].all()
+            seen.append((z.clone(), moves))
         fresh[0] = False
         return spread(lift, z, scale, share)
 
@@ -100,7 +104,7 @@ def test_the_words_take_part(name: str, guided: bool, monkeypatch: pytest.Monkey
     many = case.guided_lists or not guided
     found = []
     for word in ("striped", "purple"):
-        rarelift.apply(pipe, tokens=(word,), alpha=1.0)
+        rarelift.apply(pipe, tokens=(word,), alpha=2.0)
         prompts = [text.replace("WORD", word) for text in ((PROMPT, OTHER) if many else (PROMPT,))]
         call = {**case.arguments(*prompts, guided=guided, images=2 if case.many else 1), **template}
         if "negative_prompt" in call:
@@ -124,7 +128,7 @@ def test_padding_on_the_left(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     template = put_into_templates(pipe)
     found = []
     for word in ("striped", "purple"):
-        rarelift.apply(pipe, tokens=(word,), alpha=1.0)
+        rarelift.apply(pipe, tokens=(word,), alpha=2.0)
         prompts = [text.replace("WORD", word) for text in (PROMPT, OTHER)]
         found += first_blocks(pipe, {**PIPELINES[name].arguments(*prompts), **template}, monkeypatch)[:1]
     (one, words), (other, _) = found
@@ -136,7 +140,7 @@ def glyphs(quoted: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor
     pipe = PIPELINES["HunyuanImage"].pipe()
     without_attention(pipe)
     pipe.tokenizer_2_max_length = 8
-    rarelift.apply(pipe, tokens=(quoted,), alpha=1.0)
+    rarelift.apply(pipe, tokens=(quoted,), alpha=2.0)
     call = PIPELINES["HunyuanImage"].arguments(f'a lion and " {quoted} " with {quoted}')
     return first_blocks(pipe, call, monkeypatch)[0]
 
@@ -183,7 +187,7 @@ def test_phrases_may_change_half_way() -> None:
     handle = rarelift.apply(pipe, tokens=("striped",))
     seen: list[list[int]] = []
     hook = handle.sites[0].module.register_forward_hook
-    hook(lambda *_: seen.append(handle._lift.live_words.nonzero()[:, 1].tolist()))  # type: ignore[union-attr]
+    hook(lambda *_: seen.append((handle._lift.live_words == MOVES).nonzero()[:, 1].tolist()))  # type: ignore[union-attr]
 
     def change(*_: Any) -> dict[str, Any]:
         handle.set(tokens=("lion",))
@@ -253,7 +257,7 @@ def test_a_branch_that_was_not_heard_has_no_words() -> None:
     for branch, expected in (("cond", 1), ("uncond", 0)):
         with pipe.transformer.cache_context(branch):
             assert handle._lift.words is not None
-            assert handle._lift.words.sum() == expected
+            assert (handle._lift.words == MOVES).sum() == expected
 
 
 def failing(*_: Any) -> dict[str, Any]:
@@ -467,7 +471,9 @@ def test_what_encode_prompt_returns(name: str) -> None:
             found.append((torch.cat([result[negative], result[0]]), torch.cat(both)))
         else:
             found.append((torch.cat([result[negative], result[0]]), words["cond"]))
-    (one, marked), (other, again) = found
-    assert torch.equal(marked, again)
+    (one, roles), (other, again) = found
+    assert torch.equal(roles, again)
+    marked = roles == MOVES
     assert marked.any(1).all()
+    assert (roles == MEAN).any(1)[: len(prompts)].all()
     assert torch.equal((one != other).any(-1), hooks._fitted(marked, one.shape[1]))

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from . import fused
 from .hearing import listening
-from .lifting import Lift, RareliftWarning
+from .lifting import Lift, RareliftWarning, role_factors
 from .spans import RESOLVERS
 from .streams import ONE_CALL, Family
 from .tokens import read
-from .variance import factors, spread_by, take_off
+from .variance import spread_by, take_off
 
 # ---------------------------------------------------------------- taps on the pipeline
 
@@ -396,11 +396,11 @@ def _live_factors(
         found: tuple[Tensor, Tensor | None] = lift.kept[2]
         return found
     scale, share = lift.live_scale, lift.live_share
-    valid = _valid(link.family, mask, places, words, stream, first, last)
-    if valid is None and lift.add_up is not None:
-        valid = z.new_ones(1, z.shape[1], dtype=torch.bool)
-    if valid is not None:
-        scale, share = factors(scale, valid, z, lift.add_up)
+    taking = _taking(link.family, mask, places, words, stream, first, last)
+    if taking is None and lift.add_up is not None:
+        taking = z.new_ones(1, z.shape[1], dtype=torch.bool)
+    if taking is not None:
+        scale, share = role_factors(scale, taking, z, lift.add_up)
         share = share if share is None else share.expand(len(z), -1, -1)
     if eager:
         lift.kept = (span, given, (scale, share))
@@ -462,10 +462,10 @@ def _mask(link: Link, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return (mask or {}).get(key) if key else mask
 
 
-def _valid(
+def _taking(
     family: Family, mask: Any, places: Tensor, words: Tensor | None, stream: Tensor, first: int, last: int
 ) -> Tensor | None:
-    """Which tokens between `first` and `last` are text and take part, `[B, L]`; None for all."""
+    """Which tokens between `first` and `last` are text and take part, or in which role, `[B, L]`; None for all."""
     total = stream.shape[family.token_dim]
     text: Tensor | None = None
     if family.scattered is not None:
@@ -479,14 +479,14 @@ def _valid(
         mask = mask[:, :total] if family.span == "first" else mask[:, mask.shape[1] - total :]
     mask = mask[:, first:last]
     valid: Tensor = mask == 0 if family.additive else mask != 0
-    return valid if text is None else valid & text
+    return valid if text is None else valid * text
 
 
 def _of_words(places: Tensor, words: Tensor) -> Tensor:
-    """Of the places of text, those of words: the n-th of a sample is that of its n-th token."""
+    """What is at each place of text: the n-th of a sample is that of its n-th token."""
     rows = max(len(places), len(words))
     number = (places.cumsum(1) - 1).clamp(min=0).expand(rows, -1)
-    return places & _fitted(words, places.shape[1]).expand(rows, -1).gather(1, number)
+    return places * _fitted(words, places.shape[1]).expand(rows, -1).gather(1, number)
 
 
 def _fitted(places: Tensor, length: int) -> Tensor:

@@ -9,6 +9,7 @@ depends on them.
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ from torch import Tensor
 from . import fused
 from .settings import Spread
 from .streams import ONE_CALL, Family
-from .tokens import Reading, token_weights, with_prompt, word_weights
+from .tokens import MEAN, MOVES, Reading, roles, token_weights, with_prompt, word_weights
 from .variance import factors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from .hearing import Ids
+    from .hearing import Branch, Ids
 
 _EVER = (math.inf, -math.inf)
 
@@ -61,7 +62,7 @@ class Lift:
         self.missing: str | None = None
         self.scale = torch.ones(1, 1, 1)
         self.share: Tensor | None = None
-        self.words: Tensor | None = None  # `[rows, L]`, the tokens that hold the words, where encoders were heard
+        self.words: Tensor | None = None  # `[rows, L]`, `tokens.roles`, where the text encoders were heard
         self.words_by: dict[str, Tensor | None] = {}  # the same by branch, None where its words are not known
         self.window = torch.tensor([math.inf, -math.inf])
         self.gated = False
@@ -110,7 +111,7 @@ class Lift:
         if self.bare and prompt:
             raise ValueError("prompt needs the pipeline's tokenizers; give the pipeline instead of its transformer")
         rows = _alpha_rows(settings, reading, self.family)
-        weights, note = (None, "") if reading is None else _weight_rows(settings, reading, pipe, self.family)
+        taking, note = (None, "") if reading is None else _role_rows(settings, reading, pipe, self.family)
         if self.steps is not None:
             _refuse_half(settings, reading, self.family)
         words = {} if reading is None else _word_rows(settings, reading, self.family)
@@ -123,10 +124,10 @@ class Lift:
         self.carry, self.partly = settings.carry is True, not isinstance(settings.carry, bool)
         self.masked, self.missing = settings.tokens == "valid", unknown
         self.guided = reading is not None and reading.guided
-        self.uniform = len(set(rows)) == 1 and weights is None and not words
+        self.uniform = len(set(rows)) == 1 and taking is None and not words
         device = self.traced_calls.device
         with torch.inference_mode(False):
-            scale, self.share = factors(torch.tensor(rows, device=device)[:, None, None], weights, self.scale)
+            scale, self.share = role_factors(torch.tensor(rows, device=device)[:, None, None], taking, self.scale)
             self.scale = _filled(self.scale, scale)
             self.part.fill_(1 - settings.carry)
         self._take(self.branch)
@@ -387,8 +388,17 @@ def _alpha_rows(settings: Spread, reading: Reading | None, family: Family) -> li
     return uncond + cond if family.batch == "uncond_cond" else cond + uncond
 
 
-def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Family) -> tuple[Tensor | None, str]:
-    """Token weights for each row of the batch, and what could not be told."""
+def role_factors(
+    alpha: Tensor, taking: Tensor | None, like: Tensor, add_up: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """`variance.factors` of tokens by their `tokens.roles`, or by whether they take part, `[B or 1, L]`."""
+    if taking is None or taking.dtype is torch.bool:
+        return factors(alpha, taking, like, add_up)
+    return factors(alpha, taking == MOVES, like, add_up, about=taking >= MEAN)
+
+
+def _role_rows(settings: Spread, reading: Reading, pipe: object, family: Family) -> tuple[Tensor | None, str]:
+    """What each token is for each row of the batch, as `role_factors` takes it, and what could not be told."""
     tokens = settings.tokens
     if tokens == "all" or not family.segments or (tokens == "valid" and family.mask):
         return None, ""
@@ -401,18 +411,24 @@ def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Famil
             f"{type(pipe).__name__} made {reading.length} text tokens where {sum(reading.segments)} were expected, so "
             "words cannot be placed; use tokens='all'"
         )
-    cond = token_weights(pipe, family, reading.cond, tokens, reading.segments, must_hold=settings.branch != "uncond")
-    cond = cond.repeat_interleave(reading.rows // len(cond), 0)
+
+    def taking(texts: Mapping[str, tuple[str, ...]], must_hold: bool) -> Tensor:
+        found = token_weights(pipe, family, texts, tokens, reading.segments, must_hold=must_hold)
+        if isinstance(tokens, str):
+            found = found.bool()
+        else:
+            found = roles(found, token_weights(pipe, family, texts, "content", reading.segments))
+        return found.repeat_interleave(reading.rows // len(found), 0)
+
+    cond = taking(reading.cond, settings.branch != "uncond")
+    _warn_of_single(settings, cond)
     if not reading.guided:
         return cond, ""
-    uncond, note = torch.ones_like(cond), ""
+    uncond, note = torch.full_like(cond, MOVES), ""
     if settings.branch == "cond":  # the other takes no part, whatever its words are
         pass
     elif reading.uncond is not None:
-        uncond = token_weights(
-            pipe, family, reading.uncond, tokens, reading.segments, must_hold=settings.branch == "uncond"
-        )
-        uncond = uncond.repeat_interleave(reading.rows // len(uncond), 0)
+        uncond = taking(reading.uncond, settings.branch == "uncond")
     elif tokens == "valid":
         note = "negative_prompt_embeds came without their text, so every token of the negative prompt took part"
     else:
@@ -421,7 +437,7 @@ def _weight_rows(settings: Spread, reading: Reading, pipe: object, family: Famil
 
 
 def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, Tensor | None]:
-    """Which tokens hold the words, `[rows, L]`, by branch; both are under "cond" where they come in one batch.
+    """What each token is, `[rows, L]`, by branch; both are under "cond" where they come in one batch.
 
     Nothing where the settings ask for no words, or the tokenizers alone can tell, or before the second branch is
     encoded. None for an unconditional branch whose words were not given.
@@ -434,8 +450,14 @@ def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, 
             f"tokens={settings.tokens!r} needs the words: give the pipeline the prompt in place of prompt_embeds, or "
             "use tokens='all'"
         )
-    cond = word_weights(first, settings.tokens, must_hold=settings.branch != "uncond").bool()
-    cond = cond.repeat_interleave(reading.rows // len(cond), 0)
+
+    def taking(branch: Branch, must_hold: bool) -> Tensor:
+        found = word_weights(branch, settings.tokens, must_hold=must_hold)
+        found = roles(found, word_weights(branch, "content"))
+        return found.repeat_interleave(reading.rows // len(found), 0)
+
+    cond = taking(first, settings.branch != "uncond")
+    _warn_of_single(settings, cond)
     rows: dict[str, Tensor | None] = {"cond": cond}
     for other in others:
         if settings.branch == "cond":  # the other takes no part, whatever its words are
@@ -443,8 +465,7 @@ def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, 
         elif other is None:
             rows["uncond"] = None
         else:
-            words = word_weights(other, settings.tokens, must_hold=settings.branch == "uncond").bool()
-            rows["uncond"] = words.repeat_interleave(reading.rows // len(words), 0)
+            rows["uncond"] = taking(other, settings.branch == "uncond")
     if not reading.guided:
         return rows
     uncond = rows.get("uncond", None if settings.branch == "uncond" else torch.zeros_like(cond))
@@ -453,6 +474,16 @@ def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, 
     longest = max(cond.shape[1], uncond.shape[1])
     cond, uncond = (F.pad(part, (0, longest - part.shape[1])) for part in (cond, uncond))
     return {"cond": torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond])}
+
+
+def _warn_of_single(settings: Spread, taking: Tensor) -> None:
+    if settings.branch != "uncond" and ((taking > 0).sum(1) == 1).any():
+        warnings.warn(
+            f"tokens={settings.tokens!r}: a prompt has a single token that takes part; it is its own mean, so nothing "
+            "of that prompt moves; write more words, or use tokens='valid'",
+            RareliftWarning,
+            stacklevel=2,
+        )
 
 
 def _window(settings: Spread, steps: tuple[float, ...] | None) -> tuple[float, float]:

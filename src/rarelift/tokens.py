@@ -113,6 +113,23 @@ def with_prompt(reading: Reading, prompt: str | tuple[str, ...], family: Family)
     return Reading(cond, reading.uncond, reading.guided, reading.rows, reading.length, reading.segments)
 
 
+MEAN, MOVES = 1, 2
+"""What a token may be: counted in the mean, or counted and moved too; 0 for none of the two."""
+
+
+def roles(moves: Tensor, content: Tensor) -> Tensor:
+    """What each token is, `[prompts, L]`, uint8: `MOVES`, `MEAN`, or 0.
+
+    Where phrases are named, the mean is that of all content words and the phrases: the mean of a single word is the
+    word, and nothing would move.
+
+    Args:
+        moves: which tokens move, `[prompts, L]`, 0 or 1.
+        content: which belong to content words, likewise.
+    """
+    return torch.where(moves > 0, MOVES, torch.where(content > 0, MEAN, 0)).to(torch.uint8)
+
+
 def token_weights(
     pipe: object,
     family: Family,

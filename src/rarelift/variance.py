@@ -19,19 +19,21 @@ from torch import Tensor
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def spread(z: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> Tensor:
+def spread(z: Tensor, alpha: float | Tensor, weights: Tensor | None = None, about: Tensor | None = None) -> Tensor:
     """Scale the deviations of text tokens from their mean: `z + (alpha - 1) * w * (z - mean)`.
 
     Args:
         z: finite text tokens `[B, L, D]`, floating point; L may be 0.
         alpha: finite and >= 0; one number, a 0-dim tensor, or one per sample as `[B]` or `[B, 1, 1]`.
         weights: how much each token takes part, in [0, 1] or bool, `[B, L]`, `[1, L]` or `[L]`; all ones when None.
+        about: how much each token counts in the mean, likewise; the weights when None.
 
     Returns:
         The spread tokens, `[B, L, D]` in z's dtype. The mean, per sample and channel, is the weighted one and is kept
-        when the weights are 0 or 1. The arithmetic is float32 (float64 stays float64), under autocast too. Where
-        `(alpha - 1) * w` is 0 the result equals z exactly. Half types saturate at their finite range, so finite
-        float16 input never gives inf or NaN; nor does bfloat16, unless its sum over tokens leaves float32's range.
+        when the weights are 0 or 1 and are those of the mean. The arithmetic is float32 (float64 stays float64), under
+        autocast too. Where `(alpha - 1) * w` is 0 the result equals z exactly. Half types saturate at their finite
+        range, so finite float16 input never gives inf or NaN; nor does bfloat16, unless its sum over tokens leaves
+        float32's range.
 
     Raises:
         TypeError: z is not floating point.
@@ -42,7 +44,9 @@ def spread(z: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> T
         alpha = _per_sample(alpha, z)
     if weights is not None:
         weights = _per_token(weights, z)
-    scale, share = factors(alpha, weights, z)
+    if about is not None:
+        about = _per_token(about, z)
+    scale, share = factors(alpha, weights, z, about=about)
     share = None if share is None else share.expand(len(z), -1, -1)
     return spread_by(z, scale, share, autocast=torch.is_autocast_enabled(z.device.type))
 
@@ -52,6 +56,7 @@ def factors(
     weights: Tensor | None,
     like: Tensor,
     add_up: Callable[[Tensor], Tensor] | None = None,
+    about: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What `spread` multiplies by, worked out once for any number of blocks.
 
@@ -60,20 +65,26 @@ def factors(
         weights: `[B or 1, L]` or None.
         like: a tensor on the device, whose dtype decides between float32 and float64.
         add_up: where the tokens are spread over processes: adds a tensor up over them. Needs weights.
+        about: `[B or 1, L]`, the tokens of the mean; the weights when None.
 
     Returns:
         `scale`, `[B or 1, L or 1, 1]`: the factor on each token's deviation, 1 + (alpha - 1) w. `share`,
         `[B or 1, 1, L]`: each token's share of the mean, adding up to 1 (0 where no token takes part); None with
-        weights None, when every token has the same.
+        both None, when every token has the same.
     """
     wide = _wide(like.dtype)
     a = torch.as_tensor(alpha, dtype=wide, device=like.device).reshape(-1, 1, 1)
-    if weights is None:
+    about = weights if about is None else about
+    if about is None:
         return a, None
-    w = weights.to(like.device, wide)[:, :, None]
-    total = w.sum(1, keepdim=True)
+    scale = a
+    if weights is not None:
+        w = weights.to(like.device, wide)[:, :, None]
+        scale = torch.where(w == 1, a, 1 + (a - 1) * w)
+    m = about.to(like.device, wide)[:, :, None]
+    total = m.sum(1, keepdim=True)
     total = total if add_up is None else add_up(total)
-    return torch.where(w == 1, a, 1 + (a - 1) * w), (w / torch.where(total == 0, 1, total)).transpose(1, 2)
+    return scale, (m / torch.where(total == 0, 1, total)).transpose(1, 2)
 
 
 def spread_by(
