@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ideas import Studio
 from measure import Artist, Cell, Drawing, pictures_of, table, write_section
 from rarelift import pictures, pipelines
 from rarelift.menagerie.world import ATTRIBUTES, VALUES, Thing, render
+from studio import Studio
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDANCE = 3.0
