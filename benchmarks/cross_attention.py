@@ -18,21 +18,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from measure import NOT_RUN, RESULTS, fingerprint, table, versions, write_section
+from measure import RESULTS, fingerprint, table, thing_in, versions, write_section
 from rarelift import pipelines
-from rarelift.bench import summary
+from rarelift.bench import stats, summary
 from rarelift.bench.runs import UNTOUCHED
 from rarelift.bench.stats import Estimate
 from rarelift.menagerie import PIPELINE, train, world
+from rarelift.prompts import Suite, load
 
 PAGE = Path(__file__).parents[1] / "docs" / "cross-attention.md"
 FILE = RESULTS / "cross.jsonl"
@@ -183,67 +186,130 @@ def train_and_export(run: train.Run, size: Size, steps: int, batch: int, rate: f
 # ---------------------------------------------------------------- the report
 
 
-def draw(folder: Path, prompts: int, seeds: int, further: Sequence[str]) -> list[dict[str, Any]]:
-    """Draw every method on the reporting prompts by `rarelift bench`; the records of what came out."""
+def draw(
+    folder: Path, size: int, seeds: int, guidances: Sequence[float], further: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Draw every method on the first `size` reporting prompts of each suite by `rarelift bench`; the records."""
     model = folder / "pipeline"
-    about = {"about": {"prompts": prompts, "seeds": seeds, "weights": fingerprint(str(model)), "versions": versions()}}
-    records: list[dict[str, Any]] = [{**about, "training": json.loads((folder / "training.json").read_text())}]
     for side, suite in SUITES.items():
         command = [sys.executable, "-m", "rarelift.cli", "bench", str(folder / side), "--suite", suite]
-        command += ["--split", "report", "--prompts", f"{prompts}", "--seeds", f"{seeds}", "--model", str(model)]
+        command += ["--split", "report", "--prompts", f"{size}", "--seeds", f"{seeds}", "--model", str(model)]
         command += ["--metric", "attributes", "--batch-size", "32", *further]
         command += [word for method in METHODS for word in ("--method", method)]
-        subprocess.run([*command, *(w for g in GUIDANCES for w in ("--guidance", f"{g:g}"))], check=True)
-        records += [told(side, row) for row in summary.rows(folder / side) if row.metric == "success"]
-    return records
+        subprocess.run([*command, *(word for g in guidances for word in ("--guidance", f"{g!r}"))], check=True)
+    about = {"weights": fingerprint(str(model)), "versions": versions()}
+    return collected(folder, {"about": about, "training": json.loads((folder / "training.json").read_text())})
 
 
-def told(side: str, row: summary.Row) -> dict[str, Any]:
-    """A row of a report, as a line of the records."""
+def collected(folder: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The head with what the runs say of themselves, and a record for each side, method and guidance.
 
-    def numbers(found: Estimate | None) -> list[float] | None:
-        return None if found is None else [round(float(v), 6) for v in (found.value, found.low, found.high)]
+    Its `right` has a digit for each picture, prompts in the order of the suite, seed after seed.
 
-    return {
-        "side": side,
-        "method": row.method,
-        "guidance": row.guidance,
-        "n": row.n,
-        "success": numbers(row.value),
-        "difference": numbers(row.difference),
-        "adjusted": row.adjusted,
+    Raises:
+        ValueError: a run was not drawn to the end, or is not of reporting prompts.
+    """
+    runs = {side: summary.read(folder / side) for side in SUITES}
+    suites = {side: run.plan["suite"] for side, run in runs.items()}
+    plan = next(iter(runs.values())).plan
+    of_all = {
+        "suites": suites,
+        "seeds": len(plan["seeds"]),
+        **{key: plan[key] for key in ("batch_size", "dtype", "call")},
     }
+    found: list[dict[str, Any]] = [{**head, "about": {**head["about"], **of_all}}]
+    for side, run in runs.items():
+        keys = [(prompt.id, seed) for seed in plan["seeds"] for prompt in suite_of(side, suites[side]).prompts]
+        for guidance, method in product(plan["guidances"], run.methods):
+            group = run.groups.get((method, guidance), {})
+            right = [summary.number(group[key], "success") for key in keys if key in group]
+            if len(right) < len(keys) or None in right:
+                raise ValueError(
+                    f"{run.folder}: of {len(keys)} pictures of {method} at guidance {guidance:g}, "
+                    f"{len(right) - right.count(None)} were drawn and judged; the same command without --limit goes on"
+                )
+            verdicts = "".join(f"{value:.0f}" for value in right)
+            failed = sum("failed" in group[key] for key in keys)
+            found.append({"side": side, "method": method, "guidance": guidance, "right": verdicts, "failed": failed})
+    return found
+
+
+def suite_of(side: str, drawn: Mapping[str, Any]) -> Suite:
+    """The reporting prompts of a side, checked to be those that a run says it drew."""
+    suite = load(SUITES[side], limit=drawn["n"], split="report")
+    if suite.digest != drawn["digest"]:
+        raise ValueError(
+            f"the {side} pictures are of other prompts than the first {drawn['n']} reporting ones of {SUITES[side]}; "
+            "draw into a new folder, with no --suite and no --split"
+        )
+    return suite
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a lift changes: its difference to untouched at the same guidance, and p after Holm's correction."""
+
+    difference: Estimate
+    adjusted: float
+
+
+def effects(rows: Sequence[Mapping[str, Any]], things: Sequence[str]) -> dict[tuple[str, float], Effect]:
+    """Every lift of one side, by method and guidance, corrected over all of them.
+
+    Args:
+        rows: the records of the side.
+        things: what each picture of a row is of; intervals and tests keep pictures of one thing together.
+    """
+    right = {(row["method"], row["guidance"]): np.array(list(row["right"]), float) for row in rows}
+    tests: dict[tuple[str, float], tuple[Estimate, float]] = {}
+    for (method, guidance), lifted in right.items():
+        if method != UNTOUCHED:
+            plain = right[UNTOUCHED, guidance]
+            p = stats.p_value(lifted - plain, things)
+            tests[method, guidance] = stats.difference(lifted, plain, things), p
+    adjusted = stats.correct([p for _, p in tests.values()]).tolist()
+    return {key: Effect(difference, p) for (key, (difference, _)), p in zip(tests.items(), adjusted, strict=True)}
 
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
     """The tables of the page."""
-    about, rows = records[0], records[1:]
-    found = {(row["side"], row["method"], row["guidance"]): row for row in rows}
-
-    def cell(side: str, method: str, guidance: float) -> str:
-        row = found.get((side, method, guidance))
-        if row is None:
-            return NOT_RUN
-        if method == UNTOUCHED:
-            return f"{row['success'][0]:.3f}"
-        shown = f"{Estimate(*row['difference']):+.3f}"
-        return f"**{shown}**" if row["adjusted"] <= 0.05 else shown
-
-    made, asked = about["training"], about["about"]
+    head, rows = records[0], records[1:]
+    made, asked = head["training"], head["about"]
+    suites = {side: suite_of(side, drawn) for side, drawn in asked["suites"].items()}
+    things = {side: [thing_in(prompt) for prompt in suite.prompts] for side, suite in suites.items()}
+    prompts = " and ".join(f"{len(suite.prompts)} {side}" for side, suite in suites.items())
+    kinds = " and ".join(f"{len(set(names))} {side}" for side, names in things.items())
     parts = [
         f"A U-Net of {made['parameters'] / 1e6:.1f} M parameters, {made['steps']} steps of {made['batch']} pictures, "
-        f"{made['seconds'] / 3600:.1f} hours, last loss {made['losses'][-1]:.3f}. {asked['prompts']} prompts a suite, "
-        f"{asked['seeds']} seeds each. Untouched: share of pictures with every attribute right; below it each lift's "
-        "difference to untouched at the same guidance, 95% interval clustered by prompt, bold where p is at most 0.05 "
-        "after Holm's correction over all lifts of the suite."
+        f"{made['seconds'] / 3600:.1f} hours, last loss {made['losses'][-1]:.3f}. Drawn: {prompts} prompts, "
+        f"{asked['seeds']} seed{'s' * (asked['seeds'] > 1)} each. Untouched: share of pictures with every attribute "
+        "right; below it each lift's difference to untouched at the same guidance, of the same prompts and noise, with "
+        f"its 95% interval. The prompts ask for {kinds} things, and pictures of one thing are resampled, and their "
+        "signs flipped, together. Bold: p is at most 0.05 after Holm's correction over all differences of that table."
     ]
-    for side in SUITES:
-        lines = [[short(m), *(cell(side, m, g) for g in GUIDANCES)] for m in METHODS]
+    if failed := sum(row["failed"] for row in rows):
+        parts[0] += f" {failed} pictures came out as NaN, and count as wrong."
+    for side in suites:
+        mine = [row for row in rows if row["side"] == side]
+        found = effects(mine, things[side] * asked["seeds"])
+        plain = {row["guidance"]: row["right"] for row in mine if row["method"] == UNTOUCHED}
+        body = [[UNTOUCHED, *(f"{right.count('1') / len(right):.3f}" for right in plain.values())]]
+        for method in dict.fromkeys(method for method, _ in found):
+            body.append([short(method), *(shown(found[method, guidance]) for guidance in plain)])
         parts += [
             f"{side.capitalize()} prompts, by guidance_scale:",
-            table(["", *(f"{g:g}" for g in GUIDANCES)], lines),
+            table(["", *(f"{guidance:g}" for guidance in plain)], body),
         ]
     return "\n\n".join(parts)
+
+
+def shown(effect: Effect) -> str:
+    text = f"{effect.difference:+.3f}"
+    return f"**{text}**" if effect.adjusted <= 0.05 else text
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def short(method: str) -> str:
@@ -265,6 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawing.add_argument("folder", type=Path, help="that `train` wrote")
     drawing.add_argument("--prompts", type=int, default=256, help="of each suite")
     drawing.add_argument("--seeds", type=int, default=1)
+    drawing.add_argument(
+        "--guidance", type=float, action="append", help=f"several times; else {', '.join(f'{g:g}' for g in GUIDANCES)}"
+    )
     stages.add_parser("table", help="write the page from the records; nothing is drawn")
     args, further = parser.parse_known_args(arguments)
     if further and args.stage != "report":
@@ -277,9 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(str(stopped))
         return
     if args.stage == "report":
-        records = draw(args.folder, args.prompts, args.seeds, further)
+        records = draw(args.folder, args.prompts, args.seeds, args.guidance or GUIDANCES, further)
         FILE.write_text("".join(json.dumps(record) + "\n" for record in records))
-    text = render([json.loads(line) for line in FILE.read_text().splitlines()])
+    text = render(read(FILE))
     print(text)
     write_section(PAGE, "cross", text)
 

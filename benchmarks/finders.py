@@ -327,10 +327,18 @@ def words_alone(probe: Probe) -> dict[str, Alone]:
 
 @torch.no_grad()
 def measure(split: Split, file: Path = FILE) -> None:
-    """Score every word of a half that the file does not hold yet, a suite a line."""
-    probe = Probe()
+    """Score every word of a half that the file does not hold yet, a suite a line.
+
+    Raises:
+        ValueError: the file holds scores of other weights than those of the bundled model.
+    """
     made = {**versions(), "weights": fingerprint(pipelines.BUNDLED)}
-    done = {(r["split"], r["suite"]) for r in read(file)}
+    done = set()
+    for record in read(file):
+        if record["made"]["weights"] != made["weights"]:
+            raise ValueError(f"{file} was drawn with other weights ({record['made']['weights']}); move it away")
+        done.add((record["split"], record["suite"]))
+    probe = Probe()
     alone: dict[str, Alone] = {}
     for suite, n in SIZES[split].items():
         if (split, suite) in done:
@@ -560,21 +568,27 @@ COST = {
     "drift": "1",
     "attention": "1",
     "encoder": "0",
-    "turn of the prediction 1": "1 + n",
     "effect 1, share": "2 + n",
-    "effect 1": "1 + n",
+    **{
+        f"{found} {sigma:g}": f"{calls} + n"  # the prompt alone up to that noise level, and there without each word too
+        for found in ("effect", "turn of the prediction")
+        for calls, sigma in enumerate(SIGMAS, 1)
+    },
     "pooled embedding alone, share": "2 + n",
     "states": "1 + n",
     "text": "1 + n",
     "pooled": "1 + n",
     "interaction": "2 + 2n",
+    "surprisal": f"{len(SIGMAS)} + {len(SIGMAS) - 1}n",  # at pure noise the words weigh nothing: the prompt alone
 }
-"""Rows of the transformer for a prompt of n content words, by how the finder's name begins."""
+"""The least rows of the transformer for a prompt of n content words, by how the finder's name begins.
+
+What a word does on its own is measured once for all prompts, and not counted.
+"""
 
 
 def cost(finder: str) -> str:
-    whole = f"{len(SIGMAS)} (1 + n)"
-    return next((rows for name, rows in COST.items() if finder.startswith(name)), whole)
+    return next(rows for name, rows in COST.items() if finder.startswith(name))
 
 
 def calibration(half: Half) -> str:

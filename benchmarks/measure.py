@@ -30,6 +30,8 @@ from rarelift.menagerie import PIPELINE
 from rarelift.menagerie.judge import Judge
 from rarelift.menagerie.suite import VERSION, MenageriePrompt, Split, Suite, prompts
 from rarelift.menagerie.train import bf16_is_fast
+from rarelift.menagerie.world import ATTRIBUTES
+from rarelift.prompts import Prompt
 from rarelift.settings import Spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -250,6 +252,11 @@ def pictures_of(cell: Cell) -> tuple[list[MenageriePrompt], list[int]]:
 def clusters(cell: Cell) -> list[str]:
     """What the pictures of a cell are resampled by: the thing asked for, so phrasings of one thing stay together."""
     return [repr(p.thing) for p in pictures_of(cell)[0]]
+
+
+def thing_in(prompt: Prompt) -> str:
+    """What a prompt asks for: the common ones are 128 things in four phrasings each, which fail together."""
+    return " ".join(prompt.meta[attribute] for attribute in ATTRIBUTES)
 
 
 @cache  # making the prompts anew for each cell of a large table takes minutes

@@ -29,14 +29,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from measure import RESULTS, table, versions, write_section
+from measure import RESULTS, table, thing_in, versions, write_section
 from overhead import PROCESSES, alternate, machine, peak_resident, ratio_of
 from rarelift import pipelines, prompts
 from rarelift.bench import drawing, plots, sets, stats, summary
 from rarelift.bench.runs import LIFT, MANIFEST, UNTOUCHED, Method
 from rarelift.bench.stats import Estimate, Verdicts
 from rarelift.menagerie import CLIP
-from rarelift.menagerie.world import ATTRIBUTES
 from rarelift.rivals.base import Rival
 
 PAGE = Path(__file__).parents[1] / "docs" / "rivals.md"
@@ -205,11 +204,6 @@ def pictures(folder: Path, row: Mapping[str, Any], keys: Sequence[tuple[str, int
 @cache
 def suite_of(stage: str, side: str) -> prompts.Suite:
     return prompts.load(SUITES[side], limit=PROMPTS[stage], split=stage)
-
-
-def thing_in(prompt: prompts.Prompt) -> str:
-    """What a prompt asks for: the common ones are 128 things in four phrasings each, which fail together."""
-    return " ".join(prompt.meta[attribute] for attribute in ATTRIBUTES)
 
 
 def told(value: Estimate) -> list[float]:

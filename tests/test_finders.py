@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,64 @@ def test_surprisal_is_the_divergence_of_gaussians(monkeypatch: pytest.MonkeyPatc
     expected = float((means[0] - means[1]).square().sum()) / (2 * deviation**2)
     found = Trajectory([e[None] for e in effect], [], torch.zeros(1)).surprisal
     assert float(found) == pytest.approx(expected, rel=2e-3)
+
+
+class Counted:
+    """A model with a velocity of its own for each text, which counts the rows that it is asked for."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def predict(self, x: torch.Tensor, sigma: float, embeds: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        self.rows += len(x)
+        return torch.sin(x * embeds[:, :1, :1, None] + sigma) + pooled[:, :1, None, None]
+
+
+def test_the_rows_of_the_table_are_enough() -> None:
+    """Of the prompt alone to a noise level, and there without each word: the same as the whole path with all rows."""
+    n, x = 4, torch.randn(1, 2, 3, 3)
+    embeds, pooled = torch.randn(n + 1, 5, 2), torch.randn(n + 1, 3)
+    whole, surprisal = finders.follow(Counted(), x, embeds, pooled), []  # type: ignore[arg-type]
+    for k, sigma in enumerate(finders.SIGMAS):
+        probe, at = Counted(), x
+        for higher, lower in zip(finders.SIGMAS[:k], finders.SIGMAS[1:], strict=False):
+            at = at + (lower - higher) * probe.predict(at, higher, embeds[:1], pooled[:1])
+        v = probe.predict(at.expand(n + 1, -1, -1, -1), sigma, embeds, pooled)
+        torch.testing.assert_close(whole.effect[k], (v[1:] - v[:1]).square().sum((1, 2, 3)))
+        seen = (at - sigma * v).flatten(1)
+        cosines = torch.stack([torch.dot(a, seen[0]) / a.norm() / seen[0].norm() for a in seen[1:]])
+        torch.testing.assert_close(whole.turned[k], 1 - cosines, atol=1e-6, rtol=1e-4)
+        for finder in (f"effect {sigma:g}", f"turn of the prediction {sigma:g}"):
+            assert finders.cost(finder) == f"{probe.rows - n} + n"
+        surprisal.append(whole.effect[k] if k else torch.full((n,), 1e9))  # never asked for
+    found = Trajectory(surprisal, [], whole.first).surprisal
+    torch.testing.assert_close(found, whole.surprisal)
+    assert finders.cost("surprisal") == "5 + 4n"  # the prompt at each of five steps, and each word at four of them
+
+
+def test_the_cost_of_every_finder_of_the_records_is_known() -> None:
+    names = {name for record in finders.read() for name in record["scores"]}
+    found = {name: finders.cost(name) for name in names}
+    assert found["effect 1"] == found["effect 1, against the word alone"] == "1 + n"
+    assert found["effect 1, share of the prompt's"] == found["pooled embedding alone, share"] == "2 + n"
+    assert found["effect 0.2"] == "5 + n"
+
+
+def test_scores_of_other_weights_are_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, file = finders.fingerprint(finders.pipelines.BUNDLED), tmp_path / "finders.jsonl"
+    monkeypatch.setattr(finders, "versions", dict)  # it would run git
+    monkeypatch.setattr(finders, "Probe", lambda: None)  # nothing is left to score
+
+    def write(*made: str) -> str:
+        rows = [{"split": "tune", "suite": suite, "made": {"weights": made[-1]}} for suite in finders.SIZES["tune"]]
+        rows[0]["made"] = {"weights": made[0]}
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file.read_text()
+
+    kept = write(weights)
+    finders.measure("tune", file)
+    assert file.read_text() == kept
+    kept = write("0" * 12, weights)
+    with pytest.raises(ValueError, match=r"other weights \(000000000000\); move it away"):
+        finders.measure("tune", file)
+    assert file.read_text() == kept
