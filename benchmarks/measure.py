@@ -148,18 +148,7 @@ class Bench:
         self.file = file
         self.drawing = drawing or Drawing()
         self.weights = fingerprint(self.drawing.model)
-        self.done: dict[str, np.ndarray] = {}
-        if file.is_file():
-            whole, _, cut = file.read_text().rpartition("\n")
-            if cut:  # the run was killed while it wrote this line; its cell is drawn again
-                file.write_text(f"{whole}\n" if whole else "")
-            for line in whole.splitlines():
-                record = json.loads(line)
-                if record["weights"] != self.weights:
-                    raise ValueError(f"{file} was drawn with other weights ({record['weights']}); move it away")
-                if record.get("made", {}).get("suite", VERSION) != VERSION:
-                    raise ValueError(f"{file} was drawn with other prompts; move it away")
-                self.done[record["key"]] = unpack(record["right"])
+        self.done = {record["key"]: unpack(record["right"]) for record in records(file, self.weights)}
 
     def run(self, cells: Iterable[Cell]) -> None:
         """Draw every cell that the file does not hold yet, one line per cell as it is done."""
@@ -205,6 +194,26 @@ class Bench:
         if cell.key not in self.done:
             raise KeyError(f"{self.file} does not hold {cell.key}; run the benchmark without --table first")
         return self.done[cell.key]
+
+
+def records(file: Path, weights: str) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file of results; a last line that a killed run left cut is taken out of the file.
+
+    Raises:
+        ValueError: a record of other weights than those with the fingerprint `weights`, or of other prompts.
+    """
+    if not file.is_file():
+        return
+    whole, _, cut = file.read_text().rpartition("\n")
+    if cut:  # the run was killed while it wrote this line; what it held is drawn again
+        file.write_text(f"{whole}\n" if whole else "")
+    for line in whole.splitlines():
+        record = json.loads(line)
+        if record["weights"] != weights:
+            raise ValueError(f"{file} was drawn with other weights ({record['weights']}); move it away")
+        if record.get("made", {}).get("suite", VERSION) != VERSION:
+            raise ValueError(f"{file} was drawn with other prompts; move it away")
+        yield record
 
 
 def made_with(drawing: Drawing) -> dict[str, Any]:
