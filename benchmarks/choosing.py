@@ -27,7 +27,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import rarelift
-from ideas import Studio
 from measure import (
     NOT_RUN,
     RESULTS,
@@ -49,6 +48,7 @@ from rarelift.bench import stats
 from rarelift.menagerie import CLIP
 from rarelift.menagerie.suite import MenageriePrompt, Suite
 from rarelift.metrics.clip_t import ClipT
+from studio import Studio
 
 FILE = RESULTS / "choosing.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "beyond.md"

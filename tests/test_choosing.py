@@ -16,8 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import choosing
-import ideas
 import rarelift
+import studio
 from choosing import ALPHAS, SEEDS, WAYS, Candidate, Choosing, Five, Part, Seen
 from measure import Cell, Drawing, pictures_of
 from rarelift import pipelines
@@ -79,10 +79,10 @@ def test_a_preview_after_the_last_step_is_the_finished_picture(drawer: choosing.
 @torch.no_grad()
 def test_a_preview_goes_on_straight_from_the_steps_that_were_made() -> None:
     model = pipelines.load(dtype=torch.float32)  # rounded latents hold no velocity
-    batch = ideas.Batch(ideas.Studio(model), SMALL.pictures[0], choosing.GUIDANCE)
+    batch = studio.Batch(studio.Studio(model), SMALL.pictures[0], choosing.GUIDANCE)
     seeds = SMALL.pictures[1]
     path = [batch.studio.noise(seeds)]
-    step, guided = model.pipe.scheduler.step, ideas.untouched(batch)
+    step, guided = model.pipe.scheduler.step, studio.untouched(batch)
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor, share: float) -> torch.Tensor:
         path.append(latents)
