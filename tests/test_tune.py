@@ -16,10 +16,12 @@ from PIL import Image
 
 import rarelift
 from rarelift import pipelines, prompts
-from rarelift.bench import racing, stats, tune
+from rarelift.bench import candidates, racing, rounds, stats, tune
 from rarelift.bench.drawing import Made
 from rarelift.bench.racing import Round, Schedule, Scores, deal, race
+from rarelift.bench.rounds import Drawing
 from rarelift.bench.runs import UNTOUCHED, Method, Plan, read_scores
+from rarelift.bench.shares import halves, share
 from rarelift.menagerie.world import ATTRIBUTES
 from rarelift.profiles import Profile, read
 from rarelift.settings import Spread
@@ -231,7 +233,7 @@ class Table:
 def test_what_is_known_to_be_best_is_in_the_profile(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     tuning = asked(saved, files, budget=600, guidances=(1.0, 3.0, 5.0))
     found = tune.tune(tuning, tmp_path / "tune")
     assert found.outcome.winner == "lift:alpha=2,carry=0.5"
@@ -286,7 +288,7 @@ def test_the_common_loss_that_is_not_ruled_out_is_told() -> None:
 def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     tune.tune(asked(saved, files, budget=1500, guidances=(1.0, 3.0)), tmp_path / "tune")
     for side in ("rare", "common"):
         searched: list[tuple[str, int]] = []
@@ -312,15 +314,15 @@ def test_nearly_all_of_the_budget_is_drawn_and_the_profile_says_what_was(
         for one in (*schedule.race, schedule.confirm):
             for n, side, suite in ((one.rare, "rare", tuning.rare), (one.common, "common", tuning.common)):
                 assert suite is not None
-                chosen, seeds = tune._pictures(schedule, one, side, suite)
+                chosen, seeds = share(schedule, one, side, suite)
                 assert n - len(seeds) < len(chosen) * len(seeds) <= n
                 assert len({prompt.id for prompt in chosen}) == len(chosen)
 
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     made = tune.tune(tuning, tmp_path / "tune").profile.made
     assert made["pictures"] > 0.9 * tuning.budget
-    rounds = {**{one["round"]: one["drawn"] for one in made["race"]}, "confirm": made["confirm"]["drawn"]}
-    for name, sides in rounds.items():
+    drawn = {**{one["round"]: one["drawn"] for one in made["race"]}, "confirm": made["confirm"]["drawn"]}
+    for name, sides in drawn.items():
         for side, said in sides.items():
             units = [unit for unit, _ in read_scores(tmp_path / "tune" / f"{name}-{side}")]
             assert said["prompts"] == len({unit.prompt for unit in units})
@@ -362,7 +364,7 @@ def test_stopped_at_any_picture_it_comes_to_the_same_end(
 def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "tune"
     tuning = asked(saved, files)
-    tune._Drawing(tuning, folder).begun()
+    Drawing(tuning, folder).begun()
     for changed, said in (
         (replace(tuning, budget=300), "budget = 240"),
         (replace(tuning, margin=0.1), "margin = 0.02"),
@@ -395,27 +397,27 @@ def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
     assert {s.blocks for s in told} == {None, (0,), (2,)}  # of three
     for field in ("alpha", "carry", "tokens", "start", "stop", "branch"):
         assert len({getattr(s, field) for s in told}) > 1
-    assert not tune._honoured(pipe, Spread(blocks=(99,)))
+    assert not candidates._honoured(pipe, Spread(blocks=(99,)))
 
 
 def test_sampled_settings_that_fail_in_the_call_are_left_out(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "_ALPHAS", (1.5,))
-    monkeypatch.setattr(tune, "_OTHERS", (("start=0.5,stop=1",), ("carry=0.5",)))
-    about = tune._Drawing(asked(saved, files, budget=400, methods=()), tmp_path / "tune").begun()
+    monkeypatch.setattr(candidates, "_ALPHAS", (1.5,))
+    monkeypatch.setattr(candidates, "_OTHERS", (("start=0.5,stop=1",), ("carry=0.5",)))
+    about = Drawing(asked(saved, files, budget=400, methods=()), tmp_path / "tune").begun()
     assert about["methods"] == ["lift:alpha=1.5", "lift:alpha=1.5,carry=0.5"]
     assert set(about["left_out"]) == {"lift:alpha=1.5,start=0.5,stop=1", "lift:alpha=1.5,start=0.5,stop=1,carry=0.5"}
     assert all("hold none of the 1 steps" in why for why in about["left_out"].values())
     assert {path.name for path in (tmp_path / "tune").iterdir()} == {"tune.json"}
-    broken = tune._Drawing(asked(saved, files, budget=400, methods=(), height=3), tmp_path / "other")
+    broken = Drawing(asked(saved, files, budget=400, methods=(), height=3), tmp_path / "other")
     with pytest.raises(ValueError, match="divisible by"):  # whatever the setting, so none is to blame
         broken.begun()
 
 
 def test_a_tuning_goes_on_with_the_model_it_began_with(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
     tuning = asked(saved, files)
-    tune._Drawing(tuning, tmp_path / "tune").begun()
+    Drawing(tuning, tmp_path / "tune").begun()
     path = tmp_path / "tune" / "tune.json"
     held = json.loads(path.read_text())
     for changed, said in (
@@ -467,12 +469,12 @@ def test_phrasings_of_a_thing_stay_on_one_side_and_count_as_one(
     phrased = prompts.load("menagerie-common", split="tune")
     things = {prompt.id: tuple(prompt.meta[a] for a in ATTRIBUTES) for prompt in phrased.prompts}
     assert len(set(things.values())) < len(things) / 2
-    search, confirm = ([things[prompt.id] for prompt in half] for half in tune._halves(phrased))
+    search, confirm = ([things[prompt.id] for prompt in half] for half in halves(phrased))
     assert not set(search) & set(confirm)
     assert len(search) + len(confirm) == len(things)
     assert len(set(search[:40])) == 40
 
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     tuning = replace(asked(saved, files, budget=450, methods=("lift:alpha=2,carry=0.5",)), rare=phrased)
     verdict = tune.tune(tuning, tmp_path / "tune").outcome.verdict
     assert verdict is not None
