@@ -447,6 +447,8 @@ def test_the_command_keeps_the_format(saved: Path, files: tuple[str, str], tmp_p
         ({"methods": ("untouched",)}, "races settings of the lift"),
         ({"methods": ("taca",)}, "races settings of the lift"),
         ({"methods": ("lift", "lift")}, "is there twice"),
+        ({"methods": ("lift:alpha=2,carry=1", "lift:alpha=2, carry=1")}, "two methods would share the file name"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"model": pipelines.BUNDLED}, "the Menagerie has no word"),
     ],
@@ -455,6 +457,16 @@ def test_what_cannot_be_tuned(saved: Path, files: tuple[str, str], changed: dict
     Path(files[0]).write_text(Path(files[0]).read_text() + "\na zebra")
     with pytest.raises(ValueError, match=said):
         asked(saved, files, **changed)
+
+
+def test_prompts_that_would_share_a_file_are_found_before_any_is_drawn(saved: Path, files: tuple[str, str]) -> None:
+    """A round holds a few of the prompts, so the two may meet in the last test only."""
+    rows = [{"id": f"p{i}", "text": f"a lion {i}", "kind": "own"} for i in range(46)]
+    rows += [{"id": name, "text": f"a crown {name}", "kind": "own"} for name in ("a b", "a-b")]
+    path = Path(files[0]).with_suffix(".jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="two prompts would share the file name 'a-b'"):
+        asked(saved, (str(path), files[1]))
 
 
 def test_too_few_prompts(saved: Path, files: tuple[str, str]) -> None:

@@ -15,14 +15,14 @@ from ..profiles import Profile
 from . import racing, scorers
 from .candidates import sampled
 from .drawing import Worker
-from .runs import UNTOUCHED, Method, Plan, Run, write
+from .runs import UNTOUCHED, Method, Run, write
 from .shares import SEED, share, thing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..prompts import Prompt, Suite
+    from ..prompts import Suite
     from .racing import Round, Schedule
     from .tuning import Tuning
 
@@ -74,7 +74,8 @@ class Drawing:
         """As `sampled`, each tried on one picture at each guidance; these pictures are neither kept nor counted."""
 
         def draw(method: Method) -> None:
-            plan = self._plan(self.tuning.rare.prompts[:1], [method], self.tuning.guidances, (SEED,))
+            one = replace(self.tuning.rare, prompts=self.tuning.rare.prompts[:1])
+            plan = self.tuning.plan(one, [method], self.tuning.guidances, (SEED,))
             worker = Worker(plan, self.model, [])
             for _, guidance in plan.groups:
                 worker(plan.units(method, guidance))
@@ -92,26 +93,6 @@ class Drawing:
             why = next(iter(left_out.values()), "the pipeline honours none of them")
             raise ValueError(f"none of the sampled settings can be drawn with this call: {why}")
         return methods, left_out
-
-    def _plan(
-        self,
-        chosen: Sequence[Prompt],
-        methods: Sequence[Method],
-        guidances: tuple[float | None, ...],
-        seeds: Sequence[int],
-        side: str = "rare",
-    ) -> Plan:
-        return Plan(
-            replace(getattr(self.tuning, side), prompts=tuple(chosen)),
-            tuple(methods),
-            guidances,
-            tuple(seeds),
-            self.tuning.model,
-            self.tuning.batch_size,
-            self.tuning.call,
-            (self.tuning.metric,),
-            self.tuning.dtype,
-        )
 
     def best_guidance(self, schedule: Schedule) -> float | None:
         """Of the untouched model: the highest mean of rare and common scores; the first of equals."""
@@ -145,7 +126,7 @@ class Drawing:
         if suite is None:
             return {}
         chosen, seeds = share(schedule, one, side, suite)
-        plan = self._plan(chosen, methods, guidances, seeds, side)
+        plan = self.tuning.plan(replace(suite, prompts=tuple(chosen)), methods, guidances, seeds)
         run = Run(self.folder / f"{one.name}-{side}", plan)
         with run.open():
             if batches := list(run.missing()):

@@ -10,7 +10,7 @@ from .. import pipelines, prompts
 from ..menagerie.world import check_prompt
 from ..settings import Spread, one_of
 from . import racing, scorers
-from .runs import Method
+from .runs import UNTOUCHED, Method, Plan
 from .session import DTYPES
 from .shares import thing
 
@@ -58,6 +58,22 @@ class Tuning:
         """Of so many settings; None for as many as the budget pays for."""
         return racing.deal(
             self.budget, settings=settings, guidances=len(self.guidances), common=self.common is not None
+        )
+
+    def plan(
+        self, suite: Suite, methods: Sequence[Method], guidances: tuple[float | None, ...], seeds: Sequence[int]
+    ) -> Plan:
+        """A run of these prompts, as the rounds are."""
+        return Plan(
+            suite,
+            tuple(methods),
+            guidances,
+            tuple(seeds),
+            self.model,
+            self.batch_size,
+            self.call,
+            (self.metric,),
+            self.dtype,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,13 +138,11 @@ def planned(
         tuple(map(Method.parse, methods)),
         model,
         margin,
-        batch_size or (16 if model == pipelines.BUNDLED else 1),
+        (16 if model == pipelines.BUNDLED else 1) if batch_size is None else batch_size,
         tuple(sorted(call.items())),
         dtype,
         suite_format,
     )
-    if len(set(tuning.guidances)) < len(tuning.guidances):
-        raise ValueError(f"guidances holds a value twice: {', '.join(map(str, guidances))}")
     if not 0 <= margin < 1:
         raise ValueError(
             f"margin is the share of the common score that may be lost, 0 or more and below 1; got {margin}"
@@ -139,8 +153,11 @@ def planned(
             raise ValueError(f"method {method.name!r}: tuning races settings of the lift, such as lift:alpha=1.2")
         if names.count(method.name) > 1:
             raise ValueError(f"method {method.name!r} is there twice")
+    sides = [rare] if beside is None else [rare, beside]
+    for side in sides:  # what a round would raise, but only after others have been drawn
+        tuning.plan(side, (Method(UNTOUCHED), *tuning.methods), tuning.guidances, (0,))
     tuning.schedule(len(names) or None)
-    for side in filter(None, (rare, beside)):
+    for side in sides:
         scorers.check(tuning.metric, side)
         for prompt in side.prompts if model == pipelines.BUNDLED else ():
             check_prompt(prompt.text)
