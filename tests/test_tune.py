@@ -494,6 +494,12 @@ def test_phrasings_of_a_thing_stay_on_one_side_and_count_as_one(
     assert verdict.things == len({things[prompt] for prompt in drawn}) < len(drawn)
 
 
+def test_common_prompts_of_ones_own_need_a_metric_too(files: tuple[str, str]) -> None:
+    """It used to say that the metric, which nobody gave, should be left out."""
+    with pytest.raises(ValueError, match=r"suite '.*common.txt' needs a metric to tune by: --metric"):
+        tune.planned(common=files[1], budget=500)
+
+
 def test_menagerie_is_tuned_on_its_tuning_half() -> None:
     tuning = tune.planned(budget=500)
     assert {prompt.meta["split"] for side in (tuning.rare, tuning.common) for prompt in side.prompts} == {"tune"}

@@ -113,7 +113,7 @@ def planned(
         suite, common: built-in suites, or paths of files or folders of prompts, of `suite_format`. The suite is
             "menagerie-rare" for the bundled model and "rare" for others when not given; the common prompts are
             "menagerie-common" for a Menagerie suite and none for others.
-        metric: "attributes" for a Menagerie suite when not given.
+        metric: "attributes" when not given, for Menagerie suites alone.
         methods: "lift:NAME=VALUE,..." each; none samples settings.
         call: arguments of the pipeline.
 
@@ -123,12 +123,12 @@ def planned(
     if dtype is not None:
         one_of("dtype", dtype, DTYPES)
     suite = suite or ("menagerie-rare" if model == pipelines.BUNDLED else "rare")
-    ours = _menagerie(suite)
     rare = _load(suite, suite_format, _LEAST_RARE)
-    common = common or ("menagerie-common" if ours else None)
+    common = common or ("menagerie-common" if _menagerie(suite) else None)
     beside = None if common is None else _load(common, suite_format, _LEAST_COMMON)
-    if metric is None and not ours:
-        raise ValueError(f"suite {suite!r} needs a metric to tune by: --metric {', '.join(scorers.KINDS)}, ...")
+    strange = [name for name in (suite, common) if name is not None and not _menagerie(name)]
+    if metric is None and strange:
+        raise ValueError(f"suite {strange[0]!r} needs a metric to tune by: --metric {', '.join(scorers.KINDS)}, ...")
     tuning = Tuning(
         rare,
         beside,
