@@ -500,6 +500,13 @@ def test_common_prompts_of_ones_own_need_a_metric_too(files: tuple[str, str]) ->
         tune.planned(common=files[1], budget=500)
 
 
+def test_a_format_of_built_in_suites_is_an_error() -> None:
+    with pytest.raises(ValueError, match="format 'lines' is for .*'menagerie-rare' and 'menagerie-common' come with"):
+        tune.planned(budget=500, suite_format="lines")
+    with pytest.raises(ValueError, match="format 'lines' is for .* and 'rare' comes with rarelift; leave it out"):
+        tune.planned("rare", budget=500, metric="clip_t", suite_format="lines")
+
+
 def test_menagerie_is_tuned_on_its_tuning_half() -> None:
     tuning = tune.planned(budget=500)
     assert {prompt.meta["split"] for side in (tuning.rare, tuning.common) for prompt in side.prompts} == {"tune"}

@@ -126,7 +126,13 @@ def planned(
     rare = _load(suite, suite_format, _LEAST_RARE)
     common = common or ("menagerie-common" if _menagerie(suite) else None)
     beside = None if common is None else _load(common, suite_format, _LEAST_COMMON)
-    strange = [name for name in (suite, common) if name is not None and not _menagerie(name)]
+    named = [name for name in (suite, common) if name is not None]
+    if suite_format is not None and all(name in prompts.SUITES for name in named):
+        raise ValueError(
+            f"format {suite_format!r} is for a file or folder of prompts, and {' and '.join(map(repr, named))} "
+            f"{'come' if len(named) > 1 else 'comes'} with rarelift; leave it out, or write ./NAME for a file"
+        )
+    strange = [name for name in named if not _menagerie(name)]
     if metric is None and strange:
         raise ValueError(f"suite {strange[0]!r} needs a metric to tune by: --metric {', '.join(scorers.KINDS)}, ...")
     tuning = Tuning(
