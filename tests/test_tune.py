@@ -507,6 +507,18 @@ def test_a_format_of_built_in_suites_is_an_error() -> None:
         tune.planned("rare", budget=500, metric="clip_t", suite_format="lines")
 
 
+def test_the_same_text_twice_is_one_thing(saved: Path, files: tuple[str, str]) -> None:
+    """Else the last test could draw what had a part in the choice."""
+    texts = Path(files[0]).read_text().splitlines()
+    Path(files[0]).write_text("\n".join(texts + texts[::-1]))
+    search, confirm = ({prompt.text for prompt in half} for half in halves(asked(saved, files).rare))
+    assert not search & confirm
+    assert search | confirm == set(texts)
+    Path(files[0]).write_text("\n".join(texts[:9] * 2))
+    with pytest.raises(ValueError, match="has 18 prompts, which ask for 9 different things; tuning needs 16"):
+        asked(saved, files)
+
+
 def test_menagerie_is_tuned_on_its_tuning_half() -> None:
     tuning = tune.planned(budget=500)
     assert {prompt.meta["split"] for side in (tuning.rare, tuning.common) for prompt in side.prompts} == {"tune"}

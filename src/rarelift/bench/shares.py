@@ -19,9 +19,9 @@ SEED = 0  # of the halves and of the settings; pictures have others
 
 
 def thing(prompt: Prompt) -> Hashable:
-    """What is asked for: of a Menagerie prompt, which is one of several phrasings, the thing; else the prompt."""
+    """What is asked for: of a Menagerie prompt, which is one of several phrasings, the thing; else the text."""
     held = tuple(prompt.meta.get(attribute) for attribute in ATTRIBUTES)
-    return prompt.id if None in held else held
+    return prompt.text if None in held else held
 
 
 def halves(suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
