@@ -385,6 +385,14 @@ def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], t
     assert not (tmp_path / "new").exists()
 
 
+def test_killed_while_it_wrote_what_was_asked_it_begins_anew(
+    saved: Path, files: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / ".tune.json.half.part").write_text("{")
+    assert Drawing(asked(saved, files), tmp_path / "tune").begun()["methods"]
+
+
 def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
     found, left_out = tune.sampled(pipe, 64, lambda _: "")
     assert len({method.settings for method in found}) == len(found) == 64

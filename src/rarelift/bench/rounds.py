@@ -59,7 +59,7 @@ class Drawing:
         if path.is_file():
             self._before = _resumed(path, asked)
             return self._before
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and any(path.suffix != ".part" for path in self.folder.iterdir()):  # half of a file
             raise ValueError(f"{self.folder} is no tuning: it has files but no {ASKED}; give a new folder")
         model, config = identity(self.model.pipe)
         wanted = self.tuning.schedule(None).settings if not self.tuning.methods else 0
