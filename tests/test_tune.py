@@ -285,6 +285,27 @@ def test_the_common_loss_that_is_not_ruled_out_is_told() -> None:
     assert "common: too few scores to compare" in told_of(common=None)
 
 
+@pytest.mark.parametrize(("image", "said"), [(Image.new("RGB", (2, 2)), ""), (None, ", and [0-9]+ came out as NaN")])
+def test_a_metric_that_says_nothing_is_an_error(
+    image: Image.Image | None,
+    said: str,
+    saved: Path,
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not "no setting did better", which is what a judge that cannot be reached came to."""
+
+    class Silent(Table):
+        def __call__(self, units: Sequence[Any]) -> list[Made]:
+            return [Made(image, {}, {}, 0.1, {}) for _ in units]
+
+    monkeypatch.setattr(rounds, "Worker", Silent)
+    for _ in range(2):  # when it goes on, too
+        with pytest.raises(ValueError, match=f"race1-rare: no untouched picture has a score by 'clip_t'{said}, so"):
+            tune.tune(asked(saved, files), tmp_path / "tune")
+
+
 def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

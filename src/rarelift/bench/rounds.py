@@ -15,7 +15,7 @@ from ..profiles import Profile
 from . import racing, scorers
 from .candidates import sampled
 from .drawing import Worker
-from .runs import UNTOUCHED, Method, Run, write
+from .runs import SCORES, UNTOUCHED, Method, Run, write
 from .shares import SEED, share, thing
 
 if TYPE_CHECKING:
@@ -141,6 +141,13 @@ class Drawing:
                 found.setdefault((unit.method, unit.guidance), {})[things[unit.prompt], (unit.prompt, unit.seed)] = (
                     float(score)
                 )
+        plain = [one for (method, _), scores in found.items() if method == UNTOUCHED for one in scores.values()]
+        if side == "rare" and not any(map(math.isfinite, plain)):
+            failed = f", and {len(plain)} came out as NaN" if plain else ""
+            raise ValueError(
+                f"{run.folder}: no untouched picture has a score by {self.tuning.metric!r}{failed}, so nothing can be "
+                f"compared with it; {SCORES} there holds what was said of each. Give a new folder once they get scores"
+            )
         return found
 
 

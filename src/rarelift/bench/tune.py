@@ -39,7 +39,7 @@ def tune(tuning: Tuning, folder: Path) -> Found:
     """Draw what the folder lacks of a tuning, and write its profile.
 
     Raises:
-        ValueError: the folder holds another tuning, or something else.
+        ValueError: the folder holds another tuning, or something else; or no untouched picture of a round has a score.
         pipelines.ModelError: the model does not load.
         RuntimeError: another process draws in the folder, or memory is short.
     """
