@@ -306,6 +306,23 @@ def test_a_metric_that_says_nothing_is_an_error(
             tune.tune(asked(saved, files), tmp_path / "tune")
 
 
+def test_a_guidance_without_scores_is_not_the_best(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoilt(Table):
+        """Scores below zero, and at guidance 1 no picture at all."""
+
+        def __call__(self, units: Sequence[Any]) -> list[Made]:
+            made = super().__call__(units)
+            if units[0].guidance == 1.0:
+                return [replace(one, image=None, scores={}) for one in made]
+            return [replace(one, scores={"clip_t": one.scores["clip_t"] - 9}) for one in made]
+
+    monkeypatch.setattr(rounds, "Worker", Spoilt)
+    tuning = asked(saved, files, budget=600, guidances=(1.0, 3.0, 5.0))
+    assert Drawing(tuning, tmp_path / "tune").best_guidance(tuning.schedule(3)) == 3.0
+
+
 def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

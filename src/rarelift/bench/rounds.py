@@ -95,17 +95,21 @@ class Drawing:
         return methods, left_out
 
     def best_guidance(self, schedule: Schedule) -> float | None:
-        """Of the untouched model: the highest mean of rare and common scores; the first of equals."""
+        """Of the untouched model: the highest mean of rare and common scores; the first of equals.
+
+        One without a score on either side comes after those that have them.
+        """
         guidances = self.tuning.guidances
         if schedule.sweep is None:
             return guidances[0]
         rare, common = self.scores(schedule, schedule.sweep, [Method(UNTOUCHED)], guidances)
 
-        def mean(scores: _Table, guidance: float | None) -> float:
-            values = [v for v in scores.get((UNTOUCHED, guidance), {}).values() if math.isfinite(v)]
-            return sum(values) / len(values) if values else 0.0
+        def rank(guidance: float | None) -> tuple[int, float]:
+            sides = [scores.get((UNTOUCHED, guidance), {}).values() for scores in (rare, common)]
+            means = [sum(told) / len(told) for side in sides if (told := list(filter(math.isfinite, side)))]
+            return len(means), sum(means)
 
-        return max(guidances, key=lambda guidance: mean(rare, guidance) + mean(common, guidance))
+        return max(guidances, key=rank)
 
     def scores(
         self, schedule: Schedule, one: Round, methods: Sequence[Method], guidances: tuple[float | None, ...]
