@@ -476,6 +476,12 @@ def test_a_tuning_goes_on_with_the_model_it_began_with(saved: Path, files: tuple
             tune.tune(tuning, tmp_path / "tune")
 
 
+def test_the_command_keeps_the_margin_to_the_last_digit(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    """A rounded one would be another tuning, which the folder refuses."""
+    assert "--margin 0.02 " in tune.command(asked(saved, files), tmp_path)
+    assert "--margin 0.0123456789 " in tune.command(asked(saved, files, margin=0.0123456789), tmp_path)
+
+
 def test_the_command_keeps_the_format(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
     assert "--format" not in tune.command(asked(saved, files), tmp_path)
     assert " --format lines " in tune.command(asked(saved, files, suite_format="lines"), tmp_path)

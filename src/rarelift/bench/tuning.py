@@ -195,7 +195,7 @@ def command(tuning: Tuning, folder: Path) -> str:
             ours = suite.name in prompts.SUITES and _load(suite.name, None, 1).digest == suite.digest
             words += [option, suite.name if ours else f"PATH-OF-{suite.name}"]
     words += ["--format", tuning.suite_format] if tuning.suite_format else []
-    words += ["--metric", tuning.metric, "--margin", f"{tuning.margin:g}"]
+    words += ["--metric", tuning.metric, "--margin", f"{tuning.margin!r}"]
     for guidance in tuning.guidances:
         words += ["--guidance", f"{guidance!r}"] if guidance is not None else []
     for method in tuning.methods:
