@@ -16,10 +16,12 @@ from PIL import Image
 
 import rarelift
 from rarelift import pipelines, prompts
-from rarelift.bench import racing, stats, tune
+from rarelift.bench import candidates, racing, rounds, stats, tune
 from rarelift.bench.drawing import Made
 from rarelift.bench.racing import Round, Schedule, Scores, deal, race
+from rarelift.bench.rounds import Drawing
 from rarelift.bench.runs import UNTOUCHED, Method, Plan, read_scores
+from rarelift.bench.shares import halves, share
 from rarelift.menagerie.world import ATTRIBUTES
 from rarelift.profiles import Profile, read
 from rarelift.settings import Spread
@@ -231,7 +233,7 @@ class Table:
 def test_what_is_known_to_be_best_is_in_the_profile(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     tuning = asked(saved, files, budget=600, guidances=(1.0, 3.0, 5.0))
     found = tune.tune(tuning, tmp_path / "tune")
     assert found.outcome.winner == "lift:alpha=2,carry=0.5"
@@ -283,10 +285,48 @@ def test_the_common_loss_that_is_not_ruled_out_is_told() -> None:
     assert "common: too few scores to compare" in told_of(common=None)
 
 
+@pytest.mark.parametrize(("image", "said"), [(Image.new("RGB", (2, 2)), ""), (None, ", and [0-9]+ came out as NaN")])
+def test_a_metric_that_says_nothing_is_an_error(
+    image: Image.Image | None,
+    said: str,
+    saved: Path,
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not "no setting did better", which is what a judge that cannot be reached came to."""
+
+    class Silent(Table):
+        def __call__(self, units: Sequence[Any]) -> list[Made]:
+            return [Made(image, {}, {}, 0.1, {}) for _ in units]
+
+    monkeypatch.setattr(rounds, "Worker", Silent)
+    for _ in range(2):  # when it goes on, too
+        with pytest.raises(ValueError, match=f"race1-rare: no untouched picture has a score by 'clip_t'{said}, so"):
+            tune.tune(asked(saved, files), tmp_path / "tune")
+
+
+def test_a_guidance_without_scores_is_not_the_best(
+    saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoilt(Table):
+        """Scores below zero, and at guidance 1 no picture at all."""
+
+        def __call__(self, units: Sequence[Any]) -> list[Made]:
+            made = super().__call__(units)
+            if units[0].guidance == 1.0:
+                return [replace(one, image=None, scores={}) for one in made]
+            return [replace(one, scores={"clip_t": one.scores["clip_t"] - 9}) for one in made]
+
+    monkeypatch.setattr(rounds, "Worker", Spoilt)
+    tuning = asked(saved, files, budget=600, guidances=(1.0, 3.0, 5.0))
+    assert Drawing(tuning, tmp_path / "tune").best_guidance(tuning.schedule(3)) == 3.0
+
+
 def test_no_picture_counts_twice_and_the_last_test_has_prompts_of_its_own(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     tune.tune(asked(saved, files, budget=1500, guidances=(1.0, 3.0)), tmp_path / "tune")
     for side in ("rare", "common"):
         searched: list[tuple[str, int]] = []
@@ -312,15 +352,15 @@ def test_nearly_all_of_the_budget_is_drawn_and_the_profile_says_what_was(
         for one in (*schedule.race, schedule.confirm):
             for n, side, suite in ((one.rare, "rare", tuning.rare), (one.common, "common", tuning.common)):
                 assert suite is not None
-                chosen, seeds = tune._pictures(schedule, one, side, suite)
+                chosen, seeds = share(schedule, one, side, suite)
                 assert n - len(seeds) < len(chosen) * len(seeds) <= n
                 assert len({prompt.id for prompt in chosen}) == len(chosen)
 
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     made = tune.tune(tuning, tmp_path / "tune").profile.made
     assert made["pictures"] > 0.9 * tuning.budget
-    rounds = {**{one["round"]: one["drawn"] for one in made["race"]}, "confirm": made["confirm"]["drawn"]}
-    for name, sides in rounds.items():
+    drawn = {**{one["round"]: one["drawn"] for one in made["race"]}, "confirm": made["confirm"]["drawn"]}
+    for name, sides in drawn.items():
         for side, said in sides.items():
             units = [unit for unit, _ in read_scores(tmp_path / "tune" / f"{name}-{side}")]
             assert said["prompts"] == len({unit.prompt for unit in units})
@@ -362,7 +402,7 @@ def test_stopped_at_any_picture_it_comes_to_the_same_end(
 def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "tune"
     tuning = asked(saved, files)
-    tune._Drawing(tuning, folder).begun()
+    Drawing(tuning, folder).begun()
     for changed, said in (
         (replace(tuning, budget=300), "budget = 240"),
         (replace(tuning, margin=0.1), "margin = 0.02"),
@@ -383,6 +423,14 @@ def test_another_tuning_or_another_folder(saved: Path, files: tuple[str, str], t
     assert not (tmp_path / "new").exists()
 
 
+def test_killed_while_it_wrote_what_was_asked_it_begins_anew(
+    saved: Path, files: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / ".tune.json.half.part").write_text("{")
+    assert Drawing(asked(saved, files), tmp_path / "tune").begun()["methods"]
+
+
 def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
     found, left_out = tune.sampled(pipe, 64, lambda _: "")
     assert len({method.settings for method in found}) == len(found) == 64
@@ -395,27 +443,27 @@ def test_settings_are_sampled_from_what_the_model_can_honour(pipe: Any) -> None:
     assert {s.blocks for s in told} == {None, (0,), (2,)}  # of three
     for field in ("alpha", "carry", "tokens", "start", "stop", "branch"):
         assert len({getattr(s, field) for s in told}) > 1
-    assert not tune._honoured(pipe, Spread(blocks=(99,)))
+    assert not candidates._honoured(pipe, Spread(blocks=(99,)))
 
 
 def test_sampled_settings_that_fail_in_the_call_are_left_out(
     saved: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "_ALPHAS", (1.5,))
-    monkeypatch.setattr(tune, "_OTHERS", (("start=0.5,stop=1",), ("carry=0.5",)))
-    about = tune._Drawing(asked(saved, files, budget=400, methods=()), tmp_path / "tune").begun()
+    monkeypatch.setattr(candidates, "_ALPHAS", (1.5,))
+    monkeypatch.setattr(candidates, "_OTHERS", (("start=0.5,stop=1",), ("carry=0.5",)))
+    about = Drawing(asked(saved, files, budget=400, methods=()), tmp_path / "tune").begun()
     assert about["methods"] == ["lift:alpha=1.5", "lift:alpha=1.5,carry=0.5"]
     assert set(about["left_out"]) == {"lift:alpha=1.5,start=0.5,stop=1", "lift:alpha=1.5,start=0.5,stop=1,carry=0.5"}
     assert all("hold none of the 1 steps" in why for why in about["left_out"].values())
     assert {path.name for path in (tmp_path / "tune").iterdir()} == {"tune.json"}
-    broken = tune._Drawing(asked(saved, files, budget=400, methods=(), height=3), tmp_path / "other")
+    broken = Drawing(asked(saved, files, budget=400, methods=(), height=3), tmp_path / "other")
     with pytest.raises(ValueError, match="divisible by"):  # whatever the setting, so none is to blame
         broken.begun()
 
 
 def test_a_tuning_goes_on_with_the_model_it_began_with(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
     tuning = asked(saved, files)
-    tune._Drawing(tuning, tmp_path / "tune").begun()
+    Drawing(tuning, tmp_path / "tune").begun()
     path = tmp_path / "tune" / "tune.json"
     held = json.loads(path.read_text())
     for changed, said in (
@@ -426,6 +474,12 @@ def test_a_tuning_goes_on_with_the_model_it_began_with(saved: Path, files: tuple
         path.write_text(json.dumps({**held, **changed}))
         with pytest.raises(ValueError, match=f"holds a tuning of another model .* is now: {said}"):
             tune.tune(tuning, tmp_path / "tune")
+
+
+def test_the_command_keeps_the_margin_to_the_last_digit(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    """A rounded one would be another tuning, which the folder refuses."""
+    assert "--margin 0.02 " in tune.command(asked(saved, files), tmp_path)
+    assert "--margin 0.0123456789 " in tune.command(asked(saved, files, margin=0.0123456789), tmp_path)
 
 
 def test_the_command_keeps_the_format(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
@@ -445,6 +499,8 @@ def test_the_command_keeps_the_format(saved: Path, files: tuple[str, str], tmp_p
         ({"methods": ("untouched",)}, "races settings of the lift"),
         ({"methods": ("taca",)}, "races settings of the lift"),
         ({"methods": ("lift", "lift")}, "is there twice"),
+        ({"methods": ("lift:alpha=2,carry=1", "lift:alpha=2, carry=1")}, "two methods would share the file name"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"model": pipelines.BUNDLED}, "the Menagerie has no word"),
     ],
@@ -453,6 +509,16 @@ def test_what_cannot_be_tuned(saved: Path, files: tuple[str, str], changed: dict
     Path(files[0]).write_text(Path(files[0]).read_text() + "\na zebra")
     with pytest.raises(ValueError, match=said):
         asked(saved, files, **changed)
+
+
+def test_prompts_that_would_share_a_file_are_found_before_any_is_drawn(saved: Path, files: tuple[str, str]) -> None:
+    """A round holds a few of the prompts, so the two may meet in the last test only."""
+    rows = [{"id": f"p{i}", "text": f"a lion {i}", "kind": "own"} for i in range(46)]
+    rows += [{"id": name, "text": f"a crown {name}", "kind": "own"} for name in ("a b", "a-b")]
+    path = Path(files[0]).with_suffix(".jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="two prompts would share the file name 'a-b'"):
+        asked(saved, (str(path), files[1]))
 
 
 def test_too_few_prompts(saved: Path, files: tuple[str, str]) -> None:
@@ -467,17 +533,42 @@ def test_phrasings_of_a_thing_stay_on_one_side_and_count_as_one(
     phrased = prompts.load("menagerie-common", split="tune")
     things = {prompt.id: tuple(prompt.meta[a] for a in ATTRIBUTES) for prompt in phrased.prompts}
     assert len(set(things.values())) < len(things) / 2
-    search, confirm = ([things[prompt.id] for prompt in half] for half in tune._halves(phrased))
+    search, confirm = ([things[prompt.id] for prompt in half] for half in halves(phrased))
     assert not set(search) & set(confirm)
     assert len(search) + len(confirm) == len(things)
     assert len(set(search[:40])) == 40
 
-    monkeypatch.setattr(tune, "Worker", Table)
+    monkeypatch.setattr(rounds, "Worker", Table)
     tuning = replace(asked(saved, files, budget=450, methods=("lift:alpha=2,carry=0.5",)), rare=phrased)
     verdict = tune.tune(tuning, tmp_path / "tune").outcome.verdict
     assert verdict is not None
     drawn = {unit.prompt for unit, _ in read_scores(tmp_path / "tune" / "confirm-rare")}
     assert verdict.things == len({things[prompt] for prompt in drawn}) < len(drawn)
+
+
+def test_common_prompts_of_ones_own_need_a_metric_too(files: tuple[str, str]) -> None:
+    """It used to say that the metric, which nobody gave, should be left out."""
+    with pytest.raises(ValueError, match=r"suite '.*common.txt' needs a metric to tune by: --metric"):
+        tune.planned(common=files[1], budget=500)
+
+
+def test_a_format_of_built_in_suites_is_an_error() -> None:
+    with pytest.raises(ValueError, match="format 'lines' is for .*'menagerie-rare' and 'menagerie-common' come with"):
+        tune.planned(budget=500, suite_format="lines")
+    with pytest.raises(ValueError, match="format 'lines' is for .* and 'rare' comes with rarelift; leave it out"):
+        tune.planned("rare", budget=500, metric="clip_t", suite_format="lines")
+
+
+def test_the_same_text_twice_is_one_thing(saved: Path, files: tuple[str, str]) -> None:
+    """Else the last test could draw what had a part in the choice."""
+    texts = Path(files[0]).read_text().splitlines()
+    Path(files[0]).write_text("\n".join(texts + texts[::-1]))
+    search, confirm = ({prompt.text for prompt in half} for half in halves(asked(saved, files).rare))
+    assert not search & confirm
+    assert search | confirm == set(texts)
+    Path(files[0]).write_text("\n".join(texts[:9] * 2))
+    with pytest.raises(ValueError, match="has 18 prompts, which ask for 9 different things; tuning needs 16"):
+        asked(saved, files)
 
 
 def test_menagerie_is_tuned_on_its_tuning_half() -> None:
