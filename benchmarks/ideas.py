@@ -1,6 +1,7 @@
 """Stronger ideas than the plain spread, each tried on the bundled model: does any lift rare prompts without harm?
 
     python benchmarks/ideas.py tune       every setting below, 128 rare and 128 common tuning prompts
+    python benchmarks/ideas.py sweep      the best setting of each idea at other guidance, on the same prompts
     python benchmarks/ideas.py report     what the tuning chose, 512 + 512 reporting prompts x 2 seeds
     python benchmarks/ideas.py table      docs/beyond.md from benchmarks/results/ideas.jsonl, nothing is drawn
 
@@ -33,6 +34,7 @@ from studio import STEPS, Batch, Predict, Studio, untouched
 
 PAGE = Path(__file__).parents[1] / "docs" / "beyond.md"
 GUIDANCE = 3.0
+FURTHER = (5.0, 1.0)  # guidance, for the best setting of each idea
 SUITES: tuple[Suite, ...] = ("rare", "common")
 
 IDEAS: dict[str, Callable[..., Predict]] = {
@@ -198,31 +200,66 @@ def told_the_word(idea: tuple[tuple[str, Any], ...]) -> bool:
     return "against" in settings or by_word or settings.get("of") in ("animal", "rare")
 
 
-def chosen(bench: Bench, margin: float = 0.01) -> list[Any]:
-    """Of the settings without further passes, that with the highest rare success on the tuning prompts whose common
-    success there is at most `margin` below that of untouched: one that is told the word, and one that is not.
+def ranked(bench: Bench, margin: float = 0.01) -> list[Any]:
+    """The settings whose common success on the tuning prompts is at most `margin` below that of untouched, those with
+    the highest rare success first.
     """
 
     def success(suite: Suite, idea: Any) -> float:
         return float(bench.right(tuning(suite, idea)).all(1).mean())
 
-    whole = [i for i in SETTINGS if i and all(tuning(s, i).key in bench.done for s in SUITES) and not more_passes(i)]
+    whole = [i for i in SETTINGS if i and all(tuning(s, i).key in bench.done for s in SUITES)]
     kept = [i for i in whole if success("common", i) >= success("common", None) - margin]
-    best = sorted(kept, key=lambda i: (-success("rare", i), -success("common", i)))
+    return sorted(kept, key=lambda i: (-success("rare", i), -success("common", i)))
+
+
+def chosen(bench: Bench) -> list[Any]:
+    """The first of those without further passes: one that is told the word, and one that is not."""
+    best = [i for i in ranked(bench) if not more_passes(i)]
     found = (next((i for i in best if told_the_word(i) == told), None) for told in (False, True))
     return [idea for idea in found if idea is not None]
+
+
+def best_of_each(bench: Bench) -> list[Any]:
+    """The first setting of each idea."""
+    found: dict[str, Any] = {}
+    for idea in ranked(bench):
+        found.setdefault(dict(idea)["idea"], idea)
+    return list(found.values())
+
+
+def begun(bench: Bench) -> list[Any]:
+    """What has been drawn on reporting prompts, of one suite at least."""
+    return [i for i in SETTINGS if any(reporting(suite, i).key in bench.done for suite in SUITES)]
+
+
+def swept(bench: Bench) -> Iterator[list[str]]:
+    """Success by guidance, and the difference to untouched at the same."""
+    guidances = sorted({GUIDANCE, *FURTHER})
+    for idea in [i for i in SETTINGS if any(tuning("rare", i, g).key in bench.done for g in FURTHER)]:
+        row = [f"`{spelled(idea)}`"]
+        for suite in SUITES:
+            for cell in (tuning(suite, idea, g) for g in guidances):
+                if any(c.key not in bench.done for c in (cell, cell.untouched())):
+                    row.append(NOT_RUN)
+                    continue
+                whole, base = (bench.right(c).all(1).astype(float) for c in (cell, cell.untouched()))
+                found = stats.difference(whole, base, clusters(cell))
+                row.append(f"{whole.mean():.3f}" if idea is None else f"{found:+.3f}")
+        yield row
 
 
 def written(bench: Bench) -> None:
     header = ["idea", "rare", "difference", *ATTRIBUTES, "common", "difference"]
     write_section(PAGE, "ideas", table(header, rows(bench, tuning, SETTINGS)))
-    reported = [i for i in SETTINGS if any(reporting(suite, i).key in bench.done for suite in SUITES)]
-    write_section(PAGE, "ideas-report", table(header, rows(bench, reporting, reported)))
+    columns = [f"{suite} at {g:g}" for suite in SUITES for g in sorted({GUIDANCE, *FURTHER})]
+    write_section(PAGE, "ideas-guidance", table(["idea", *columns], swept(bench)))
+    write_section(PAGE, "ideas-report", table(header, rows(bench, reporting, begun(bench))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tune", "report", "table"])
+    parser.add_argument("what", choices=["tune", "sweep", "report", "table"])
     parser.add_argument("--only", choices=IDEAS, help="draw the settings of one idea, for tune")
     args = parser.parse_args()
     bench = Drawer(RESULTS / "ideas.jsonl", Drawing(rows=64))
@@ -230,7 +267,10 @@ def main() -> None:
         wanted = [i for i in SETTINGS if i is None or args.only in (None, dict(i)["idea"])]
         bench.run(tuning(suite, idea) for idea in wanted for suite in SUITES)
     elif args.what == "report":
-        bench.run(reporting(suite, idea) for idea in [None, *chosen(bench)] for suite in SUITES)
+        bench.run(reporting(suite, idea) for idea in [None, *chosen(bench), *begun(bench)] for suite in SUITES)
+    elif args.what == "sweep":
+        ideas = [None, *best_of_each(bench)]
+        bench.run(tuning(suite, idea, g) for g in FURTHER for idea in ideas for suite in SUITES)
     written(bench)
     print(PAGE)
 
