@@ -461,6 +461,15 @@ def test_sampled_settings_that_fail_in_the_call_are_left_out(
         broken.begun()
 
 
+def test_a_named_setting_that_fails_is_told_before_anything_is_drawn(
+    saved: Path, files: tuple[str, str], tmp_path: Path
+) -> None:
+    drawing = Drawing(asked(saved, files, methods=("lift:alpha=2", "lift:blocks=99")), tmp_path / "tune")
+    with pytest.raises(ValueError, match=r"lift:blocks=99 cannot be drawn with this model and call: .*99"):
+        drawing.begun()
+    assert not (tmp_path / "tune").exists()
+
+
 def test_a_tuning_goes_on_with_the_model_it_began_with(saved: Path, files: tuple[str, str], tmp_path: Path) -> None:
     tuning = asked(saved, files)
     Drawing(tuning, tmp_path / "tune").begun()

@@ -62,33 +62,40 @@ class Drawing:
         if self.folder.exists() and any(path.suffix != ".part" for path in self.folder.iterdir()):  # half of a file
             raise ValueError(f"{self.folder} is no tuning: it has files but no {ASKED}; give a new folder")
         model, config = identity(self.model.pipe)
-        wanted = self.tuning.schedule(None).settings if not self.tuning.methods else 0
-        methods, left_out = self._sampled(wanted) if wanted else (list(self.tuning.methods), {})
+        self._try(Method(UNTOUCHED))  # where this fails no setting is to blame
+        methods, left_out = self._named() if self.tuning.methods else self._sampled()
         names = [method.name for method in methods]
         about = {"model": model, "config": config, "dtype": _dtype(self.model), "methods": names, "left_out": left_out}
         self.folder.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps({"form": FORM, "asked": asked, **about}, indent=2) + "\n")
         return about
 
-    def _sampled(self, n: int) -> tuple[list[Method], dict[str, str]]:
-        """As `sampled`, each tried on one picture at each guidance; these pictures are neither kept nor counted."""
+    def _try(self, method: Method) -> None:
+        """Draw one picture by a method, at each guidance; these pictures are neither kept nor counted."""
+        one = replace(self.tuning.rare, prompts=self.tuning.rare.prompts[:1])
+        plan = self.tuning.plan(one, [method], self.tuning.guidances, (SEED,))
+        worker = Worker(plan, self.model, [])
+        for _, guidance in plan.groups:
+            worker(plan.units(method, guidance))
 
-        def draw(method: Method) -> None:
-            one = replace(self.tuning.rare, prompts=self.tuning.rare.prompts[:1])
-            plan = self.tuning.plan(one, [method], self.tuning.guidances, (SEED,))
-            worker = Worker(plan, self.model, [])
-            for _, guidance in plan.groups:
-                worker(plan.units(method, guidance))
+    def _fails(self, method: Method) -> str:
+        """Why a method cannot be drawn, or nothing."""
+        try:
+            self._try(method)
+        except (ValueError, RuntimeError) as error:
+            return pipelines.first_line(error)
+        return ""
 
-        def fails(method: Method) -> str:
-            try:
-                draw(method)
-            except (ValueError, RuntimeError) as error:
-                return pipelines.first_line(error)
-            return ""
+    def _named(self) -> tuple[list[Method], dict[str, str]]:
+        """What was asked for, each tried first: one that fails would end the race in its middle."""
+        for method in self.tuning.methods:
+            if why := self._fails(method):
+                raise ValueError(f"{method.name} cannot be drawn with this model and call: {why}")
+        return list(self.tuning.methods), {}
 
-        draw(Method(UNTOUCHED))  # where this fails no setting is to blame
-        methods, left_out = sampled(self.model.pipe, n, fails)
+    def _sampled(self) -> tuple[list[Method], dict[str, str]]:
+        """As `sampled`, each tried first."""
+        methods, left_out = sampled(self.model.pipe, self.tuning.schedule(None).settings, self._fails)
         if not methods:
             why = next(iter(left_out.values()), "the pipeline honours none of them")
             raise ValueError(f"none of the sampled settings can be drawn with this call: {why}")
