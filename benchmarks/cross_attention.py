@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from measure import RESULTS, fingerprint, table, thing_in, versions, write_section
+from measure import RESULTS, begun, fingerprint, table, thing_in, versions, write_section
 from rarelift import pipelines
 from rarelift.bench import stats, summary
 from rarelift.bench.runs import UNTOUCHED
@@ -171,6 +171,7 @@ def v_loss(
 
 def train_and_export(run: train.Run, size: Size, steps: int, batch: int, rate: float) -> Path:
     """Train, or go on, and write `pipeline/` and `training.json` into the folder of the run."""
+    begun(run.folder / "asked.json", {"batch": batch, "learning_rate": rate})
     torch.manual_seed(run.seed)
     pipe = build_pipeline(size)
     count = sum(p.numel() for p in pipe.unet.parameters())

@@ -239,6 +239,23 @@ def passes(cell: Cell) -> int:
     return cell.n * cell.seeds * (2 if cell.guidance > 1 else 1)
 
 
+def begun(path: Path, asked: dict[str, Any]) -> None:
+    """Write down what a training is begun with, so that it goes on with nothing else.
+
+    Raises:
+        ValueError: it was begun with something else.
+    """
+    if path.is_file():
+        before = json.loads(path.read_text())
+        if before != asked:
+            raise ValueError(
+                f"{path} says {before}, and this run has {asked}; go on with the former, or another folder"
+            )
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asked) + "\n")
+
+
 def folder_of(model: str) -> Path:
     """Where the pipeline called `model` lies."""
     return PIPELINE if model == pipelines.BUNDLED else Path(model)
