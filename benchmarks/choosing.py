@@ -6,7 +6,8 @@
 Five candidates for each reporting prompt at guidance 3: one seed at five alphas, or five seeds untouched. Each is
 scored by CLIP-T with the bundled CLIP: the finished picture, and the picture that the model predicts after 6 of the 16
 steps, by which four of the five can be dropped early. A second model that sees the pictures is an upper bound for a
-method that must do without one. A stopped run goes on where it was; `--prompts N --table` shows the first N prompts.
+method that must do without one. A stopped run goes on where it was. Prompts are drawn in batches of 32: a table of the
+first N (`--prompts N --table`) needs N to be a multiple of that, or what was drawn.
 """
 
 from __future__ import annotations

@@ -189,8 +189,15 @@ def rows(bench: Bench, cells: Callable[..., Cell], ideas: Sequence[Any]) -> Iter
 def more_passes(idea: tuple[tuple[str, Any], ...]) -> bool:
     """Whether an idea runs the transformer more often than guidance alone does."""
     settings = dict(idea)
-    to_choose = settings.get("rule") in ("entropy", "change")
+    to_choose = settings["idea"] == "auto" or settings.get("of") == "found"
     return settings["idea"] in ("third", "every") or settings.get("how") == "mean" or to_choose
+
+
+def of_guidance(idea: tuple[tuple[str, Any], ...] | None) -> bool:
+    """Whether an idea is about what guidance is against, and so is nothing without guidance."""
+    settings = dict(idea or ())
+    one_sided = settings.get("idea") == "encoder_spread" and settings["alpha"] == 1
+    return settings.get("idea") in ("weak", "weak_each", "compressed") or one_sided
 
 
 def told_the_word(idea: tuple[tuple[str, Any], ...]) -> bool:
@@ -270,7 +277,8 @@ def main() -> None:
         bench.run(reporting(suite, idea) for idea in [None, *chosen(bench), *begun(bench)] for suite in SUITES)
     elif args.what == "sweep":
         ideas = [None, *best_of_each(bench)]
-        bench.run(tuning(suite, idea, g) for g in FURTHER for idea in ideas for suite in SUITES)
+        cells = ((suite, idea, g) for g in FURTHER for idea in ideas for suite in SUITES)
+        bench.run(tuning(*cell) for cell in cells if cell[2] != 1 or not of_guidance(cell[1]))
     written(bench)
     print(PAGE)
 

@@ -249,7 +249,7 @@ def begun(path: Path, asked: dict[str, Any]) -> None:
         before = json.loads(path.read_text())
         if before != asked:
             raise ValueError(
-                f"{path} says {before}, and this run has {asked}; go on with the former, or another folder"
+                f"{path} says {before}, and this run has {asked}; go on with the former, or give another folder"
             )
     else:
         path.parent.mkdir(parents=True, exist_ok=True)

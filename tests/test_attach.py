@@ -462,6 +462,11 @@ def test_a_named_word_moves_and_a_lone_one_is_told(pipe: Any, tokens: Any) -> No
         assert not torch.equal(draw(pipe, "a red crown"), plain)
         with pytest.warns(RareliftWarning, match="a prompt has a single token that takes part"):
             assert torch.equal(draw(pipe, "a crown"), lone)
+    with (
+        rarelift.apply(pipe, tokens=tokens, branch="uncond"),
+        pytest.warns(RareliftWarning, match="a prompt has a single token that takes part"),
+    ):
+        draw(pipe, "a red lion", negative_prompt="crown")
 
 
 def test_padding_is_untouched_by_default(pipe: Any) -> None:

@@ -575,6 +575,7 @@ def test_the_same_text_twice_is_one_thing(saved: Path, files: tuple[str, str]) -
     search, confirm = ({prompt.text for prompt in half} for half in halves(asked(saved, files).rare))
     assert not search & confirm
     assert search | confirm == set(texts)
+    assert sum(map(len, halves(asked(saved, files).rare))) == len(texts)  # and no picture is drawn twice
     Path(files[0]).write_text("\n".join(texts[:9] * 2))
     with pytest.raises(ValueError, match="has 18 prompts, which ask for 9 different things; tuning needs 16"):
         asked(saved, files)

@@ -79,6 +79,7 @@ def first_blocks(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatc
             moves = (scale[:, :, 0] != 1).expand(len(z), -1)
             counts = (share[:, 0] > 0).expand(len(z), -1)
             assert counts[moves].all()
+            assert (counts & ~moves).any(1)[moves.any(1)].all()  # the mean is that of the other words too
             seen.append((z.clone(), moves))
         fresh[0] = False
         return spread(lift, z, scale, share)

@@ -418,10 +418,10 @@ def _role_rows(settings: Spread, reading: Reading, pipe: object, family: Family)
             found = found.bool()
         else:
             found = roles(found, token_weights(pipe, family, texts, "content", reading.segments))
+        _warn_of_single(tokens, found, must_hold)
         return found.repeat_interleave(reading.rows // len(found), 0)
 
     cond = taking(reading.cond, settings.branch != "uncond")
-    _warn_of_single(settings, cond)
     if not reading.guided:
         return cond, ""
     uncond, note = torch.full_like(cond, MOVES), ""
@@ -454,10 +454,10 @@ def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, 
     def taking(branch: Branch, must_hold: bool) -> Tensor:
         found = word_weights(branch, settings.tokens, must_hold=must_hold)
         found = roles(found, word_weights(branch, "content"))
+        _warn_of_single(settings.tokens, found, must_hold)
         return found.repeat_interleave(reading.rows // len(found), 0)
 
     cond = taking(first, settings.branch != "uncond")
-    _warn_of_single(settings, cond)
     rows: dict[str, Tensor | None] = {"cond": cond}
     for other in others:
         if settings.branch == "cond":  # the other takes no part, whatever its words are
@@ -476,11 +476,11 @@ def _word_rows(settings: Spread, reading: Reading, family: Family) -> dict[str, 
     return {"cond": torch.cat([uncond, cond] if family.batch == "uncond_cond" else [cond, uncond])}
 
 
-def _warn_of_single(settings: Spread, taking: Tensor) -> None:
-    if settings.branch != "uncond" and ((taking > 0).sum(1) == 1).any():
+def _warn_of_single(tokens: str | tuple[str, ...], taking: Tensor, lifted: bool) -> None:
+    if lifted and ((taking > 0).sum(1) == 1).any():
         warnings.warn(
-            f"tokens={settings.tokens!r}: a prompt has a single token that takes part; it is its own mean, so nothing "
-            "of that prompt moves; write more words, or use tokens='valid'",
+            f"tokens={tokens!r}: a prompt has a single token that takes part; it is its own mean, so nothing of that "
+            "prompt moves; write more words, or use tokens='valid'",
             RareliftWarning,
             stacklevel=2,
         )

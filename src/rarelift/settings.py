@@ -34,7 +34,7 @@ class Spread:
             as True and False.
         tokens: which tokens take part: "all"; "valid", those that are not padding (all, where that cannot be told);
             "content", valid without begin, end, punctuation and function words; or a tuple of phrases of the prompt,
-            which alone move, away from the mean of all content words.
+            which alone move, away from the mean of all content words and theirs.
         blocks: which joint blocks, counted from 0, negative from the end; None for all. Also takes a range, a list,
             one number, or text such as "0-3,7"; stored as a tuple.
         start: share of the denoising steps after which lifting begins: step i of n is lifted when

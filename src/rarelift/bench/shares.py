@@ -27,10 +27,10 @@ def thing(prompt: Prompt) -> Hashable:
 def halves(suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts that choose, and those of the last test, which ask for other things.
 
-    In both, a second phrasing of a thing comes when each thing has had its first.
+    In both, a second phrasing of a thing comes when each thing has had its first. A text that is there twice is one.
     """
     things: dict[Hashable, list[Prompt]] = {}
-    for prompt in suite.prompts:
+    for prompt in {prompt.text: prompt for prompt in suite.prompts}.values():
         things.setdefault(thing(prompt), []).append(prompt)
     shuffled = list(things.values())
     random.Random(f"{suite.digest}/{SEED}").shuffle(shuffled)
