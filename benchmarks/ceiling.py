@@ -140,7 +140,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
         rows.append([MODELS[name], f"{best:g}", *(told(bench, base, suite) for suite in SUITES)])
     trained = [
         f"{MODELS[name]}: {bench.training['steps']} steps of {bench.training['batch']} pictures, "
-        f"{bench.training['seconds'] / 60:.0f} minutes of one core or two"
+        f"{bench.training['seconds'] / 60:.0f} minutes on a CPU that was shared"
         for name, bench in models.items()
         if bench.training
     ]
