@@ -17,7 +17,7 @@ from torch import Tensor
 import rarelift
 from families import FAMILIES, L, Tiny, ragged
 from rarelift import fused, streams
-from rarelift.hooks import _mask, _text_span, _valid, links_of
+from rarelift.hooks import _mask, _taking, _text_span, links_of
 from rarelift.locate import locate
 from rarelift.spans import RESOLVERS
 from rarelift.variance import spread_by, take_off
@@ -112,7 +112,7 @@ def test_the_span_is_where_the_prompt_moves(name: str) -> None:
         stream = kwargs[family.text] if family.text in kwargs else args[link.at[family.text]]
         start, stop = _text_span(link.lift, family, stream)
         mask = _mask(link, args, kwargs)
-        seen.append((stream, start, stop, _valid(family, mask, link.lift.places, None, stream, start, stop)))
+        seen.append((stream, start, stop, _taking(family, mask, link.lift.places, None, stream, start, stop)))
         return inner(*args, **kwargs)
 
     link.inner = spy
@@ -160,7 +160,7 @@ def test_every_block_computes_what_the_formula_says(name: str, carry: bool | flo
         before = kwargs[family.text] if family.text in kwargs else args[at]
         after = inner_kwargs[family.text] if family.text in inner_kwargs else inner_args[at]
         start, stop = _text_span(link.lift, family, before)
-        valid = _valid(family, _mask(link, args, kwargs), link.lift.places, None, before, start, stop)
+        valid = _taking(family, _mask(link, args, kwargs), link.lift.places, None, before, start, stop)
         dim = family.token_dim
         z, new = (batch_first(stream, dim)[:, start:stop].double() for stream in (before, after))
         w = torch.ones(z.shape[:2]) if valid is None else valid.double()
