@@ -27,7 +27,7 @@ import bars
 from measure import RESULTS, Bench, Cell, Drawing, begun, clusters, pack, table, unpack, versions, write_section
 from rarelift import pipelines
 from rarelift.bench import stats
-from rarelift.menagerie import PIPELINE, recipe, train, world
+from rarelift.menagerie import PIPELINE, recipe, train
 from rarelift.menagerie.suite import Suite
 
 PAGE = Path(__file__).parents[1] / "docs" / "beyond.md"
@@ -58,10 +58,7 @@ def train_on(run: train.Run, balanced: bool, *, steps: int, batch: int, rate: fl
     forward = run.compiled(transformer)
 
     def loss_of(step: int) -> Tensor:
-        rng = run.rng("transformer", step)
-        things = [world.draw_thing(rng, balanced=balanced) for _ in range(batch)]
-        images = train.pictures(things, rng, run.device)
-        texts = [world.draw_caption(thing, rng) if rng.random() > 0.1 else "" for thing in things]
+        images, texts = train.captioned(run, "transformer", step, batch, balanced=balanced)
         with torch.no_grad(), run.autocast():
             latents = vae.encode(images).latent_dist.sample().float()
         latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor

@@ -137,10 +137,7 @@ def fit_unet(run: train.Run, pipe: StableDiffusionXLPipeline, steps: int, batch:
     forward = run.compiled(unet)
 
     def loss_of(step: int) -> Tensor:
-        rng = run.rng("unet", step)
-        things = [world.draw_thing(rng, balanced=False) for _ in range(batch)]
-        images = train.pictures(things, rng, run.device)
-        texts = [world.draw_caption(thing, rng) if rng.random() > 0.1 else "" for thing in things]
+        images, texts = train.captioned(run, "unet", step, batch, balanced=False)
         with torch.no_grad(), run.autocast():
             latents = pipe.vae.encode(images).latent_dist.sample().float() * pipe.vae.config.scaling_factor
             stream, _, pooled, _ = pipe.encode_prompt(texts, device=run.device, do_classifier_free_guidance=False)

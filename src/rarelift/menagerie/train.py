@@ -266,6 +266,12 @@ def _draw(
     return things, pictures(things, rng, run.device), rng
 
 
+def captioned(run: Run, stage: str, step: int, n: int, *, balanced: bool) -> tuple[torch.Tensor, list[str]]:
+    """What a generator is trained on in one step: `n` pictures `[n, 3, 64, 64]` and captions, one in ten empty."""
+    things, images, rng = _draw(run, stage, step, n, balanced=balanced)
+    return images, [world.draw_caption(thing, rng) if rng.random() > 0.1 else "" for thing in things]
+
+
 class Tokens:
     """Captions to padded token ids, [B, TEXT_LENGTH]."""
 
@@ -371,11 +377,10 @@ def train_transformer(run: Run, text: nn.ModuleDict, vae: AutoencoderKL) -> tupl
 
     @torch.no_grad()
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        things, images, rng = _draw(run, "transformer", step, preset.batch, balanced=False)
+        images, texts = captioned(run, "transformer", step, preset.batch, balanced=False)
         with run.autocast():
             latents = vae.encode(images).latent_dist.sample().float()
         latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-        texts = [world.draw_caption(thing, rng) if rng.random() > 0.1 else "" for thing in things]
         return latents, *text_stream(text, tokens(texts))
 
     def loss_of(step: int) -> torch.Tensor:
