@@ -20,6 +20,7 @@ import overhead
 import parts
 import rarelift
 from overhead import Run, Stream
+from rarelift import pipelines
 from rarelift.hooks import links_of
 from sizes import SIZES, Size
 from test_measure import PAGE
@@ -522,24 +523,30 @@ def test_commands_that_make_no_sense(line: str, message: str, capsys: pytest.Cap
 # ---------------------------------------------------------------------------------------------- where the time goes
 
 
-def test_the_parts_of_a_lift_are_timed_and_the_lift_is_as_it_was(pipe: Any) -> None:
+def test_steps_untouched_bare_and_lifted_take_turns_and_the_lifted_ones_count(pipe: Any) -> None:
     def draw() -> np.ndarray:
         noise = torch.Generator().manual_seed(0)
         arguments = {"height": 8, "width": 8, "max_sequence_length": 4, "output_type": "np"}
         return pipe("a lion", num_inference_steps=2, generator=noise, **arguments).images  # type: ignore[no-any-return]
 
     plain = draw()
-    with rarelift.apply(pipe, alpha=3.0) as handle:
+    with rarelift.apply(pipe):
         lifted = draw()
-        before = handle.calls
-        with parts.listening(handle) as found:
-            assert np.array_equal(draw(), lifted)
-        ran = handle.calls - before
-        assert np.array_equal(draw(), lifted)
-        assert len(found["link"]) == len(found["block"]) == len(found["spread"]) == ran
-    blocks = len(handle.sites)
-    assert len(found["take off"]) == ran * (blocks - 1) // blocks  # the last block returns no text
-    assert all(link > block > 0 for link, block in zip(found["link"], found["block"], strict=True))
+    forwards = [vars(module).get("forward") for module in pipe.transformer.modules()]
+    drawn = []
+    turns = parts.listened(pipelines.Model("tiny", pipe), lambda: drawn.append(draw()), 3)
+    assert all(np.array_equal(picture, lifted) for picture in drawn)
+    assert {way: len(seconds) for way, seconds in turns.seconds.items()} == dict.fromkeys(parts.WAYS, 3 * 2)
+    untouched, bare, last = (turns.outputs[way][0] for way in parts.WAYS)
+    assert torch.equal(bare, last)
+    assert not torch.equal(untouched, last)
+    assert [vars(module).get("forward") for module in pipe.transformer.modules()] == forwards
     assert np.array_equal(draw(), plain)
-    assert not np.array_equal(lifted, plain)
-    assert f"a call has {blocks * 2} of them" in parts.told(found, ran // (blocks * 2))
+
+
+def test_what_a_way_costs_is_told_for_a_call() -> None:
+    seconds = {"untouched": [0.1, 0.2] * 20, "bare operations": [0.101, 0.202] * 20, "lifted": [0.102, 0.204] * 20}
+    more, percents = parts.beyond(seconds, "lifted", 2)
+    assert (more.value, more.low, more.high) == pytest.approx((6, 4, 8))
+    assert (percents.value, percents.low, percents.high) == pytest.approx((2, 2, 2))
+    assert "20 calls of 2 steps, which take 300 ms" in parts.told(seconds, 20)
