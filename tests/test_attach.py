@@ -710,8 +710,11 @@ def test_compiled(pipe: Any, style: str, lift_first: bool) -> None:
     assert torch.equal(draw(pipe), expected_late)
     assert torch.equal(draw(pipe, num_inference_steps=3), draw(pipe, num_inference_steps=3))
     assert counter.frame_count == compiled
-    assert handle.calls == (2 + 2 + 2 + 3 + 3) * 3
+    # of a model compiled as a whole, all runs since the last look are one
+    assert handle.calls == ((2 + 2 + 2 + 3 + 3) * 3 if style == "blocks" else 3)
+    draw(pipe)
     handle.remove()
+    assert handle.calls == ((2 + 2 + 2 + 3 + 3 + 2) * 3 if style == "blocks" else 6)
     assert torch.equal(draw(pipe), plain)
     if style == "blocks":
         assert compiled <= 4  # blocks share graphs: a whole one, the last, and their unlifted twins
@@ -770,11 +773,35 @@ def test_compiled_by_inductor(pipe: Any) -> None:
         handle.set(**change)
         torch.testing.assert_close(draw(pipe), value, atol=1e-4, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"].get("unique_graphs", 0) == 0
-    assert handle.calls == calls + len(changes) * 2 * 3
+    assert handle.calls == calls + 3
+
+
+@pytest.mark.parametrize("regional", [False, True], ids=["whole", "blocks"])
+def test_compiled_code_changes_no_tensor(pipe: Any, regional: bool) -> None:
+    """Inductor orders the kernels of a graph that does in another way, which cost 46 MiB and 4% of a step on a GPU, and
+    cannot make a CUDA graph of it."""
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, keep_inference_input_mutations=True)
+    with rarelift.apply(pipe, alpha=1.3):
+        expected = draw(pipe)
+    handle = rarelift.apply(pipe, alpha=1.3)
+    for module in pipe.transformer.transformer_blocks if regional else [pipe.transformer]:
+        module.compile(backend=backend, fullgraph=True, dynamic=False)
+    torch.testing.assert_close(draw(pipe), expected, atol=1e-5, rtol=1e-5)
+    assert handle.calls > 0
+    assert len(graphs) == (2 if regional else 1)
+    changed = [str(node.target) for graph in graphs for node in graph.graph.nodes if "_." in str(node.target)]
+    assert changed == []
 
 
 def test_a_python_counter_would_recompile() -> None:
-    """Why calls are counted in a tensor: the premise of `Handle.calls`, in case torch changes."""
+    """Why compiled blocks leave a mark and count nothing: the premise of `Handle.calls`, in case torch changes."""
     counter = torch._dynamo.testing.CompileCounter()
     box = types.SimpleNamespace(calls=0)
 

@@ -231,6 +231,7 @@ def test_compiled_families(name: str, regional: bool) -> None:
     run(model, tiny)
     compiled = counter.frame_count
     assert compiled > 0
+    assert handle.calls == tiny.blocks
     handle.set(alpha=1.5)
     torch.testing.assert_close(run(model, tiny), expected)
     assert counter.frame_count == compiled

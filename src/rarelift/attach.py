@@ -298,7 +298,11 @@ class Handle:
 
     @property
     def calls(self) -> int:
-        """How often a lifted block has run. Reads a tensor on the model's device."""
+        """How often a lifted block has run.
+
+        Exact in eager code, and where blocks are compiled one by one. All runs of a model that is compiled as a whole
+        count as one run of each of its blocks, until this is looked at again.
+        """
         return self._lift.calls
 
     @property
@@ -358,6 +362,8 @@ class Handle:
             raise
 
     def _detach(self) -> None:
+        self._lift.settle()
+        self._lift.marks.clear()
         for module in (*dict.fromkeys(s.root for s in self._all), *(s.module for s in self._all)):
             for link in links_of(module):
                 if link.lift is self._lift:

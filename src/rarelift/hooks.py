@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from . import fused
 from .hearing import listening
-from .lifting import Lift, RareliftWarning, role_factors
+from .lifting import Lift, Mark, RareliftWarning, role_factors
 from .spans import RESOLVERS
 from .streams import ONE_CALL, Family
 from .tokens import read
@@ -233,7 +233,7 @@ class Link:
     `module` is whose forward it is; `at` holds argument positions; `fresh`: the instance had no `forward` of its own
     before; `whole`: the stream is nothing but text, and no mask comes with it. `text`, `place` and `returns` say of a
     block where its stream is: name and position of the argument, and position in what it returns. `config` is the
-    transformer's, where it says where the text is.
+    transformer's, where it says where the text is. `mark` is set when the block runs in compiled code.
     """
 
     module: nn.Module
@@ -247,6 +247,7 @@ class Link:
     place: int
     returns: int | None
     config: dict[str, Any]
+    mark: Mark
 
 
 def adding_up(root: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | None:
@@ -328,7 +329,7 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
         lifted = _spread(lift, z, scale, share)
         new = _paste(stream, lifted, link.family, first, last)
-    lift.count()
+    lift.count(link.mark)
     if named:
         kwargs[name] = new
     else:
@@ -367,7 +368,7 @@ def lifted_reader(link: Link, *args: Any, **kwargs: Any) -> Any:
     scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
     scale, share = _for_each_frame(scale, len(z)), None if share is None else _for_each_frame(share, len(z))
     text = _paste(stream, _spread(lift, z, scale, share), link.family, first, last)
-    lift.count()
+    lift.count(link.mark)
     new = (text, *beside) if beside else text
     if named:
         kwargs[name] = new
@@ -512,7 +513,9 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     at = {name: i for i, name in enumerate(parameters)}
     config = dict(getattr(module, "config", {})) if family.scattered else {}
     place = at.get(family.text, 0)
-    link = Link(module, inner, lift, at, family, fresh, whole, family.text, place, family.returns, config)
+    mark = Mark()
+    lift.marks.append(mark)
+    link = Link(module, inner, lift, at, family, fresh, whole, family.text, place, family.returns, config, mark)
     holder[key] = functools.update_wrapper(_Bound(function, link), inner)
     if key == "forward" and _CACHE_DIT in holder:  # comes back into force, in place of `key`, when that is taken off
         below = holder[_CACHE_DIT]

@@ -1,8 +1,8 @@
 """What one lift knows: its settings, and the tensors that they become for the call under way.
 
 What changes from call to call lives in tensors, filled where no tracing happens; the traced part has no branch on
-values. Traced calls are counted in a tensor too, since a Python counter would recompile the model at every call. Run
-eagerly, a small model spends its time on the number of operations, so there the tensors are left alone where nothing
+values, and changes no tensor: a graph with a tensor changed in it is put into another order by inductor, and cannot be a
+CUDA graph. Run eagerly, a small model spends its time on the number of operations, so there the tensors are left alone where nothing
 depends on them.
 """
 
@@ -33,6 +33,17 @@ _EVER = (math.inf, -math.inf)
 
 class RareliftWarning(UserWarning):
     """Something is probably not what the user meant."""
+
+
+class Mark:
+    """Whether a block has run in compiled code since somebody looked.
+
+    A counter there would compile the model again at every call if it were a number, and change a tensor if it were one.
+    That an attribute was set is made up for by Python, after the graph has run.
+    """
+
+    def __init__(self) -> None:
+        self.ran = False
 
 
 class Lift:
@@ -80,8 +91,8 @@ class Lift:
         self.autocast = False
         self.kept: tuple[Any, ...] | None = None  # the factors of the last masked block, and what they were made of
         self.fused = False  # whether the kernels of `fused` are there for the call under way
-        self.traced_calls = torch.zeros((), dtype=torch.int64)
-        self.eager_calls = 0
+        self.counted = 0  # blocks that ran, those in compiled code up to the last look at their marks
+        self.marks: list[Mark] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy belongs to another pipeline, whose tap tells which, and to none of its calls
@@ -125,7 +136,7 @@ class Lift:
         self.masked, self.missing = settings.tokens == "valid", unknown
         self.guided = reading is not None and reading.guided
         self.uniform = len(set(rows)) == 1 and taking is None and not words
-        device = self.traced_calls.device
+        device = self.part.device
         with torch.inference_mode(False):
             scale, self.share = role_factors(torch.tensor(rows, device=device)[:, None, None], taking, self.scale)
             self.scale = _filled(self.scale, scale)
@@ -178,7 +189,7 @@ class Lift:
             if words is None:
                 raise _wordless(self.settings)
             with torch.inference_mode(False):
-                self.words = _filled(self.words, words.to(self.traced_calls.device))
+                self.words = _filled(self.words, words.to(self.part.device))
         else:
             self.words = None
         taking = self.settings.branch in ("both", branch)
@@ -212,7 +223,7 @@ class Lift:
     def _limit(self, window: tuple[float, float]) -> None:
         self.windowed = window != _EVER
         with torch.inference_mode(False):
-            self.window = _filled(self.window, torch.tensor(window, device=self.traced_calls.device))
+            self.window = _filled(self.window, torch.tensor(window, device=self.part.device))
 
     def _usable(self, prompt: tuple[str, ...] | None) -> Reading | None:
         reading = self.reading
@@ -222,7 +233,7 @@ class Lift:
 
     def to(self, device: torch.device) -> None:
         self.scale, self.window, self.taking = self.scale.to(device), self.window.to(device), self.taking.to(device)
-        self.part, self.traced_calls = self.part.to(device), self.traced_calls.to(device)
+        self.part = self.part.to(device)
         self.share = None if self.share is None else self.share.to(device)
         self.words = None if self.words is None else self.words.to(device)
 
@@ -248,8 +259,10 @@ class Lift:
         rows, first = 1 if isinstance(text, Tensor) and text.ndim == 1 else len(text), text
         while not isinstance(first, Tensor):
             first = first[0]
-        if self.traced_calls.device != first.device:
+        if self.part.device != first.device:
             self.to(first.device)
+        if not torch.compiler.is_compiling():
+            self.settle()
         scale = self._rows(self.scale, rows)
         told = timestep if isinstance(timestep, Tensor) and timestep.numel() else None
         if told is not None and (torch.compiler.is_compiling() or self.windowed):
@@ -274,16 +287,23 @@ class Lift:
         self.kept = None
         self.fused = fused.here(first)
 
-    def count(self) -> None:
+    def count(self, mark: Mark) -> None:
         """A block was lifted. Traced under torch.compile."""
         if torch.compiler.is_compiling():
-            self.traced_calls.add_(1)
+            mark.ran = True
         else:
-            self.eager_calls += 1
+            self.counted += 1
+
+    def settle(self) -> None:
+        """Count the blocks that ran in compiled code since this was last done, each once."""
+        for mark in self.marks:
+            self.counted += mark.ran
+            mark.ran = False
 
     @property
     def calls(self) -> int:
-        return self.eager_calls + int(self.traced_calls)
+        self.settle()
+        return self.counted
 
     def _rows(self, table: Tensor, batch: int) -> Tensor:
         """The rows of one call: all of them, or the conditional half where a call leaves the other out."""
