@@ -1,8 +1,8 @@
 """What one lift knows: its settings, and the tensors that they become for the call under way.
 
 What changes from call to call lives in tensors, filled where no tracing happens; the traced part has no branch on
-values, and changes no tensor: a graph with a tensor changed in it is put into another order by inductor, and cannot be a
-CUDA graph. Run eagerly, a small model spends its time on the number of operations, so there the tensors are left alone where nothing
+values, and changes no tensor: inductor puts a graph that does into another order, and makes no CUDA graph of it. Run
+eagerly, a small model spends its time on the number of operations, so there the tensors are left alone where nothing
 depends on them.
 """
 
