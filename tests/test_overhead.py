@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import graphs
 import overhead
 import parts
 import rarelift
@@ -542,6 +543,24 @@ def test_steps_untouched_bare_and_lifted_take_turns_and_the_lifted_ones_count(pi
     assert not torch.equal(untouched, last)
     assert [vars(module).get("forward") for module in pipe.transformer.modules()] == forwards
     assert np.array_equal(draw(), plain)
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name", ["sd35-medium", "flux"])
+def test_a_compiled_block_is_ordered_as_the_untouched_one(name: str) -> None:
+    size = TINY[name]
+    stream = 2 * size.batch * size.text * HEADS["attention_head_dim"] * HEADS["num_attention_heads"]
+    found = list(graphs.orders(size))
+    assert [kind for kind, *_ in found] == {
+        "sd35-medium": ["JointTransformerBlock"],
+        "flux": ["FluxTransformerBlock", "FluxSingleTransformerBlock"],
+    }[name]
+    for _, untouched, lifted in found:
+        assert untouched.kernels < lifted.kernels <= untouched.kernels + 3
+        assert untouched.changed == lifted.changed == 0
+        assert lifted.written <= untouched.written + stream
+        assert untouched.settled <= lifted.settled <= untouched.settled + stream
 
 
 def test_what_a_way_costs_is_told_for_a_call() -> None:
