@@ -300,8 +300,8 @@ class Handle:
     def calls(self) -> int:
         """How often a lifted block has run.
 
-        Exact in eager code, and where blocks are compiled one by one. All runs of a model that is compiled as a whole
-        count as one run of each of its blocks, until this is looked at again.
+        Once in a call of the transformer. All calls of one that is compiled as a whole count as one, until this is
+        looked at again.
         """
         return self._lift.calls
 

@@ -318,18 +318,20 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         return link.inner(*args, **kwargs)
     named = name in kwargs
     stream = kwargs[name] if named else args[link.place] if link.place < len(args) else None
-    if stream is None or (link.family.scattered is not None and not lift.places.shape[1]):
+    if stream is None:
         return link.inner(*args, **kwargs)
     if link.whole and lift.add_up is None and lift.live_words is None:
         z = stream
         lifted = new = _spread(lift, z, lift.live_scale, lift.live_share)
+    elif link.family.scattered is not None and not lift.places.shape[1]:
+        return link.inner(*args, **kwargs)
     else:
         first, last = _text_span(lift, link.family, stream)
         z = _cut(stream, link.family, first, last)
         scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
         lifted = _spread(lift, z, scale, share)
         new = _paste(stream, lifted, link.family, first, last)
-    lift.count(link.mark)
+    link.mark.ran = True
     if named:
         kwargs[name] = new
     else:
@@ -368,7 +370,7 @@ def lifted_reader(link: Link, *args: Any, **kwargs: Any) -> Any:
     scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
     scale, share = _for_each_frame(scale, len(z)), None if share is None else _for_each_frame(share, len(z))
     text = _paste(stream, _spread(lift, z, scale, share), link.family, first, last)
-    lift.count(link.mark)
+    link.mark.ran = True
     new = (text, *beside) if beside else text
     if named:
         kwargs[name] = new

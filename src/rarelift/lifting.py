@@ -36,10 +36,10 @@ class RareliftWarning(UserWarning):
 
 
 class Mark:
-    """Whether a block has run in compiled code since somebody looked.
+    """Whether a block has run since somebody looked.
 
-    A counter there would compile the model again at every call if it were a number, and change a tensor if it were one.
-    That an attribute was set is made up for by Python, after the graph has run.
+    In compiled code a counter would compile the model again at every call if it were a number, and a tensor would be
+    changed if it were one. That an attribute was set is made up for by Python, after the graph has run.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Lift:
         self.autocast = False
         self.kept: tuple[Any, ...] | None = None  # the factors of the last masked block, and what they were made of
         self.fused = False  # whether the kernels of `fused` are there for the call under way
-        self.counted = 0  # blocks that ran, those in compiled code up to the last look at their marks
+        self.counted = 0  # blocks that ran, up to the last look at their marks
         self.marks: list[Mark] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -287,15 +287,8 @@ class Lift:
         self.kept = None
         self.fused = fused.here(first)
 
-    def count(self, mark: Mark) -> None:
-        """A block was lifted. Traced under torch.compile."""
-        if torch.compiler.is_compiling():
-            mark.ran = True
-        else:
-            self.counted += 1
-
     def settle(self) -> None:
-        """Count the blocks that ran in compiled code since this was last done, each once."""
+        """Count the blocks that have run since this was last done, each once."""
         for mark in self.marks:
             self.counted += mark.ran
             mark.ran = False
