@@ -3,11 +3,11 @@
     python benchmarks/graphs.py                        writes docs/overhead.md
     python benchmarks/graphs.py --family flux qwen     prints these alone
 
-No GPU is needed and nothing is computed: the tensors are fakes, of the released width and number of tokens, in bf16,
-and inductor is stopped once it has put its kernels into order. Shows for each class of joint block how many kernels it
-takes (calls of libraries among them), how many of the tensors given to it it changes, and the peak of memory that
-inductor reckons with in the order of the model's code and in the one it settles for. Where the two differ, the kernels
-run in another order than the untouched block's.
+No GPU is needed and nothing is computed: the tensors are fakes, of the released width and number of tokens, in bf16 on
+a CPU, and inductor is stopped once it has put its kernels into order. Shows for each class of joint block how many
+kernels it takes (calls of libraries among them), how many of the tensors given to it it changes, and the peak of memory
+that inductor reckons with in the order of the model's code and in the one it settles for. Where the two are equal, the
+order is that of the model's code.
 """
 
 from __future__ import annotations
@@ -64,12 +64,15 @@ def order_of(model: torch.nn.Module, arguments: dict[str, Any], block: torch.nn.
 
     torch._dynamo.reset()
     block.compile(fullgraph=True, dynamic=False)
-    with mock.patch.object(torch._inductor.memory, "reorder_for_peak_memory", stop):
+    fresh = torch._inductor.config.patch(force_disable_caches=True)
+    with fresh, mock.patch.object(torch._inductor.memory, "reorder_for_peak_memory", stop):
         try:
             step(model, arguments)
         except Exception:
             if not found:
                 raise
+    if not found:
+        raise RuntimeError("inductor looked for no order: its reorder_for_peak_memory is off, or torch has changed")
     return found[0]
 
 

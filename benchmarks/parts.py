@@ -46,7 +46,8 @@ def bare(forward: Callable[..., Any], scale: Tensor, share: Tensor) -> Callable[
 
 
 class Turns:
-    """Stands in for the forward of a lifted transformer, and runs each step in all `WAYS`. The lifted one counts."""
+    """Stands in for the forward of a lifted transformer, and runs each step in all `WAYS`. The output of the lifted one
+    is handed on."""
 
     def __init__(self, transformer: torch.nn.Module, handle: rarelift.Handle) -> None:
         self.root, (self.link,) = transformer.forward, hooks.links_of(transformer)

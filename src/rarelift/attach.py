@@ -298,10 +298,10 @@ class Handle:
 
     @property
     def calls(self) -> int:
-        """How often a lifted block has run.
+        """How many block calls were lifted.
 
-        Once in a call of the transformer. All calls of one that is compiled as a whole count as one, until this is
-        looked at again.
+        A block counts once for each call of its transformer. Where that is compiled as a whole, all calls between two
+        looks count as one; `repr` and leaving `with` look too.
         """
         return self._lift.calls
 

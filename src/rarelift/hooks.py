@@ -233,7 +233,7 @@ class Link:
     `module` is whose forward it is; `at` holds argument positions; `fresh`: the instance had no `forward` of its own
     before; `whole`: the stream is nothing but text, and no mask comes with it. `text`, `place` and `returns` say of a
     block where its stream is: name and position of the argument, and position in what it returns. `config` is the
-    transformer's, where it says where the text is. `mark` is set when the block runs in compiled code.
+    transformer's, where it says where the text is. `mark` is set whenever the block is lifted.
     """
 
     module: nn.Module
@@ -331,7 +331,8 @@ def lifted_block(link: Link, *args: Any, **kwargs: Any) -> Any:
         scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
         lifted = _spread(lift, z, scale, share)
         new = _paste(stream, lifted, link.family, first, last)
-    link.mark.ran = True
+    if not lift.marked:
+        link.mark.ran = True
     if named:
         kwargs[name] = new
     else:
@@ -370,7 +371,8 @@ def lifted_reader(link: Link, *args: Any, **kwargs: Any) -> Any:
     scale, share = _live_factors(link, args, kwargs, stream, z, first, last)
     scale, share = _for_each_frame(scale, len(z)), None if share is None else _for_each_frame(share, len(z))
     text = _paste(stream, _spread(lift, z, scale, share), link.family, first, last)
-    link.mark.ran = True
+    if not lift.marked:
+        link.mark.ran = True
     new = (text, *beside) if beside else text
     if named:
         kwargs[name] = new
@@ -516,7 +518,8 @@ def link_forward(module: nn.Module, function: Callable[..., Any], lift: Lift, fa
     config = dict(getattr(module, "config", {})) if family.scattered else {}
     place = at.get(family.text, 0)
     mark = Mark()
-    lift.marks.append(mark)
+    if function is not lifted_root:
+        lift.marks.append(mark)
     link = Link(module, inner, lift, at, family, fresh, whole, family.text, place, family.returns, config, mark)
     holder[key] = functools.update_wrapper(_Bound(function, link), inner)
     if key == "forward" and _CACHE_DIT in holder:  # comes back into force, in place of `key`, when that is taken off

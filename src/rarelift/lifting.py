@@ -39,7 +39,7 @@ class Mark:
     """Whether a block has run since somebody looked.
 
     In compiled code a counter would compile the model again at every call if it were a number, and a tensor would be
-    changed if it were one. That an attribute was set is made up for by Python, after the graph has run.
+    changed if it were one. Setting an attribute is replayed by Python after the graph has run.
     """
 
     def __init__(self) -> None:
@@ -93,6 +93,7 @@ class Lift:
         self.fused = False  # whether the kernels of `fused` are there for the call under way
         self.counted = 0  # blocks that ran, up to the last look at their marks
         self.marks: list[Mark] = []
+        self.marked = False  # whether the blocks of the call under way were marked by the root
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy belongs to another pipeline, whose tap tells which, and to none of its calls
@@ -261,7 +262,12 @@ class Lift:
             first = first[0]
         if self.part.device != first.device:
             self.to(first.device)
-        if not torch.compiler.is_compiling():
+        # inside compiled gradient checkpointing no block can set an attribute; those that a call skips are marked too
+        self.marked = torch.compiler.is_compiling() and torch.is_grad_enabled()
+        if self.marked:
+            for mark in self.marks:
+                mark.ran = True
+        elif not torch.compiler.is_compiling():
             self.settle()
         scale = self._rows(self.scale, rows)
         told = timestep if isinstance(timestep, Tensor) and timestep.numel() else None
