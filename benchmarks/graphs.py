@@ -21,6 +21,7 @@ from unittest import mock
 import diffusers
 import torch
 import torch._dynamo
+import torch._functorch.config
 import torch._inductor.memory
 import torch._inductor.scheduler
 from torch._subclasses import FakeTensorMode
@@ -64,8 +65,9 @@ def order_of(model: torch.nn.Module, arguments: dict[str, Any], block: torch.nn.
 
     torch._dynamo.reset()
     block.compile(fullgraph=True, dynamic=False)
-    fresh = torch._inductor.config.patch(force_disable_caches=True)
-    with fresh, mock.patch.object(torch._inductor.memory, "reorder_for_peak_memory", stop):
+    uncached = torch._inductor.config.patch(fx_graph_cache=False)
+    unsaved = torch._functorch.config.patch(enable_autograd_cache=False)
+    with uncached, unsaved, mock.patch.object(torch._inductor.memory, "reorder_for_peak_memory", stop):
         try:
             step(model, arguments)
         except Exception:
