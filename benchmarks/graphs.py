@@ -22,6 +22,7 @@ import diffusers
 import torch
 import torch._dynamo
 import torch._functorch.config
+import torch._inductor.exc
 import torch._inductor.memory
 import torch._inductor.scheduler
 from torch._subclasses import FakeTensorMode
@@ -70,8 +71,8 @@ def order_of(model: torch.nn.Module, arguments: dict[str, Any], block: torch.nn.
     with uncached, unsaved, mock.patch.object(torch._inductor.memory, "reorder_for_peak_memory", stop):
         try:
             step(model, arguments)
-        except Exception:
-            if not found:
+        except torch._inductor.exc.InductorError as error:
+            if not isinstance(error.inner_exception, Stopped):
                 raise
     if not found:
         raise RuntimeError("inductor looked for no order: its reorder_for_peak_memory is off, or torch has changed")

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import rarelift
-from overhead import call
+from overhead import call, median_of
 from rarelift import hooks, pipelines
 from rarelift.bench.stats import Estimate
 
@@ -93,13 +93,7 @@ def listened(model: pipelines.Model, draw: Callable[[], object], calls: int) -> 
 def beyond(seconds: dict[str, list[float]], way: str, steps: int) -> tuple[Estimate, Estimate]:
     """What a way costs beyond untouched: milliseconds for so many steps, and percents of them."""
     untouched, other = np.array(seconds[UNTOUCHED]), np.array(seconds[way])
-    rows = np.random.default_rng(0).integers(len(other), size=(4000, len(other)))
-
-    def over(values: np.ndarray) -> Estimate:
-        low, high = np.quantile(np.median(values[rows], axis=1), [0.025, 0.975])
-        return Estimate(float(np.median(values)), float(low), float(high))
-
-    return over(1000 * steps * (other - untouched)), over(100 * (other / untouched - 1))
+    return median_of(1000 * steps * (other - untouched)), median_of(100 * (other / untouched - 1))
 
 
 def told(seconds: dict[str, list[float]], calls: int) -> str:

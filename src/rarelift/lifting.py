@@ -257,21 +257,22 @@ class Lift:
                 f"{self.missing}, and nothing told this call: call the pipeline that rarelift.apply was given, with "
                 "the prompt in place of prompt_embeds; or use tokens='valid', start=0, stop=1 and branch='both'"
             )
+        tracing = torch.compiler.is_compiling()
         rows, first = 1 if isinstance(text, Tensor) and text.ndim == 1 else len(text), text
         while not isinstance(first, Tensor):
             first = first[0]
         if self.part.device != first.device:
             self.to(first.device)
         # inside compiled gradient checkpointing no block can set an attribute; those that a call skips are marked too
-        self.marked = torch.compiler.is_compiling() and torch.is_grad_enabled()
+        self.marked = tracing and torch.is_grad_enabled()
         if self.marked:
             for mark in self.marks:
                 mark.ran = True
-        elif not torch.compiler.is_compiling():
+        elif not tracing:
             self.settle()
         scale = self._rows(self.scale, rows)
         told = timestep if isinstance(timestep, Tensor) and timestep.numel() else None
-        if told is not None and (torch.compiler.is_compiling() or self.windowed):
+        if told is not None and (tracing or self.windowed):
             t = told.detach().to(self.window)
             if t.ndim > 1:  # one for each token or frame of a sample, those of a picture that is given at 0
                 t = t.flatten(1).amax(1)
@@ -284,7 +285,7 @@ class Lift:
         if self.family.batch == "separate":
             if not self.named and self.gated:
                 self._tell_branch(first)
-            if torch.compiler.is_compiling() or self.gated:
+            if tracing or self.gated:
                 scale = torch.where(self.taking, scale, 1.0)
         self.live_scale = scale
         self.live_share = None if self.share is None else self._rows(self.share, rows).expand(rows, -1, -1)
